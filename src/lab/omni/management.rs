@@ -1,0 +1,172 @@
+//! The management calls that are open to a provider, and those of people: service accounts and power.
+//!
+//! Edge: it answers calls and reads the clock. Source: contract omni-wire.md sections 2.7, 4.6, 5.1 and 6.3.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tonic::{Request, Response, Status};
+
+use super::account;
+use super::factory::Factory;
+use super::faults::Knobs;
+use super::gate::Gate;
+use super::people::People;
+use super::role::{Identity, PROVIDER_PREFIX, Role};
+use crate::proto::management::{
+    BootAssetKind, BootAssetUrlRequest, BootAssetUrlResponse, CreateSchematicFromRawRequest, CreateSchematicResponse,
+    CreateServiceAccountRequest, CreateServiceAccountResponse, MachinePowerOffRequest, MachinePowerOffResponse,
+    MachinePowerOnRequest, MachinePowerOnResponse, RenewServiceAccountRequest, RenewServiceAccountResponse,
+    management_service_server,
+};
+use crate::time::UnixTime;
+
+/// `management.ManagementService` over a [`Factory`].
+#[derive(Debug)]
+pub(super) struct Management {
+    pub(super) factory: Factory,
+    /// URL of the factory, without a slash at the end.
+    pub(super) factory_url: String,
+    pub(super) knobs: Arc<Knobs>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) people: People,
+}
+
+/// Checks that the caller's role is at least `least`; a provider's is not, unless providers are meant.
+fn allow<T>(request: &Request<T>, least: Role, providers: bool) -> Result<(), Status> {
+    let identity = request.extensions().get::<Identity>().ok_or_else(|| Status::unauthenticated("no identity"))?;
+    let role = identity.role();
+    if role >= least || (providers && role == Role::InfraProvider) {
+        Ok(())
+    } else {
+        Err(Status::permission_denied(format!("insufficient role: {role}")))
+    }
+}
+
+impl Management {
+    /// Stores a public key of the account; returns its fingerprint.
+    fn register(&self, armored: &str, identity: Identity) -> Result<String, Status> {
+        let (key, expires) = account::public_key(UnixTime::now(), armored)
+            .map_err(|bad| Status::invalid_argument(format!("failed to validate: {bad}")))?;
+        Ok(self.gate.keys.register(key, expires, identity))
+    }
+
+    fn present(&self) -> Result<(), Status> {
+        if self.knobs.no_management.load(Ordering::Relaxed) {
+            return Err(Status::unimplemented("unknown method"));
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl management_service_server::ManagementService for Management {
+    async fn create_schematic_from_raw(
+        &self,
+        request: Request<CreateSchematicFromRawRequest>,
+    ) -> Result<Response<CreateSchematicResponse>, Status> {
+        self.present()?;
+        allow(&request, Role::Operator, true)?;
+        let yaml = String::from_utf8(request.into_inner().raw_schematic)
+            .map_err(|_| Status::invalid_argument("the schematic is not UTF-8"))?;
+        let schematic_id =
+            self.factory.add_schematic(&yaml).map_err(|full| Status::resource_exhausted(full.to_string()))?;
+        Ok(Response::new(CreateSchematicResponse { schematic_id, ..CreateSchematicResponse::default() }))
+    }
+
+    async fn get_boot_asset_url(
+        &self,
+        request: Request<BootAssetUrlRequest>,
+    ) -> Result<Response<BootAssetUrlResponse>, Status> {
+        self.present()?;
+        allow(&request, Role::Operator, true)?;
+        let asked = request.into_inner();
+        let kind = asked.boot_asset_kind();
+        let words = [&asked.talos_version, &asked.schematic_id, &asked.platform, &asked.architecture];
+        let format = (kind == BootAssetKind::Disk).then_some(&asked.format);
+        if !words.into_iter().chain(format).all(|word| is_plain(word)) {
+            return Err(Status::invalid_argument(
+                "version, schematic, platform, architecture and format are plain words",
+            ));
+        }
+        let version = asked.talos_version.trim_start_matches('v');
+        let secure = if asked.secure_boot { "-secureboot" } else { "" };
+        let name = format!("{}-{}{secure}", asked.platform, asked.architecture);
+        let (folder, file) = match kind {
+            BootAssetKind::Unset => return Err(Status::invalid_argument("unknown boot asset kind")),
+            BootAssetKind::Pxe => ("pxe", name),
+            BootAssetKind::Iso => ("image", format!("{name}.iso")),
+            BootAssetKind::Disk => ("image", format!("{name}.{}", asked.format)),
+        };
+        Ok(Response::new(BootAssetUrlResponse {
+            url: format!("{}/{folder}/{}/v{version}/{file}", self.factory_url, asked.schematic_id),
+            image_factory_host: self.factory_url.trim_start_matches("http://").to_owned(),
+            ..BootAssetUrlResponse::default()
+        }))
+    }
+
+    async fn create_service_account(
+        &self,
+        request: Request<CreateServiceAccountRequest>,
+    ) -> Result<Response<CreateServiceAccountResponse>, Status> {
+        allow(&request, Role::Admin, false)?;
+        let caller = request.extensions().get::<Identity>().map_or(Role::None, Identity::role);
+        let asked = request.into_inner();
+        let role = if asked.use_user_role { Some(caller) } else { Role::find(&asked.role) };
+        let role = role.ok_or_else(|| Status::invalid_argument(format!("unknown role {:?}", asked.role)))?;
+        // The prefix and the role of providers go together.
+        let provider = asked.name.starts_with(PROVIDER_PREFIX);
+        if provider != (role == Role::InfraProvider) || (provider && asked.use_user_role) {
+            return Err(Status::invalid_argument(format!("account {:?} cannot have role {role}", asked.name)));
+        }
+        if self.gate.keys.knows(&asked.name).is_some() {
+            return Err(Status::already_exists(format!("service account {:?} already exists", asked.name)));
+        }
+        let identity = Identity::of_account(&asked.name, role);
+        let public_key_id = self.register(&asked.armored_pgp_public_key, identity)?;
+        Ok(Response::new(CreateServiceAccountResponse { public_key_id }))
+    }
+
+    async fn renew_service_account(
+        &self,
+        request: Request<RenewServiceAccountRequest>,
+    ) -> Result<Response<RenewServiceAccountResponse>, Status> {
+        allow(&request, Role::Admin, false)?;
+        let asked = request.into_inner();
+        let identity = self
+            .gate
+            .keys
+            .knows(&asked.name)
+            .ok_or_else(|| Status::not_found(format!("service account {:?} does not exist", asked.name)))?;
+        let public_key_id = self.register(&asked.armored_pgp_public_key, identity)?;
+        Ok(Response::new(RenewServiceAccountResponse { public_key_id }))
+    }
+
+    async fn machine_power_off(
+        &self,
+        request: Request<MachinePowerOffRequest>,
+    ) -> Result<Response<MachinePowerOffResponse>, Status> {
+        allow(&request, Role::Operator, false)?;
+        let id = request.into_inner().machine_id;
+        if !self.people.has_accepted(&id) {
+            return Err(Status::failed_precondition(format!("machine {id:?} is not accepted")));
+        }
+        self.people.power_off(&id).map_err(|impossible| Status::not_found(impossible.to_string()))?;
+        Ok(Response::new(MachinePowerOffResponse {}))
+    }
+
+    async fn machine_power_on(
+        &self,
+        request: Request<MachinePowerOnRequest>,
+    ) -> Result<Response<MachinePowerOnResponse>, Status> {
+        allow(&request, Role::Operator, false)?;
+        let id = request.into_inner().machine_id;
+        self.people.power_on(&id).map_err(|impossible| Status::not_found(impossible.to_string()))?;
+        Ok(Response::new(MachinePowerOnResponse {}))
+    }
+}
+
+fn is_plain(word: &str) -> bool {
+    !matches!(word, "" | "." | "..")
+        && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}

@@ -1,0 +1,30 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+
+// Values and rules: functions of their arguments.
+pub mod boot;
+pub mod machine;
+pub mod proto;
+pub mod reconcile;
+pub mod resource;
+pub mod secret;
+pub mod status;
+pub mod supervise;
+pub mod time;
+pub mod wire;
+
+// Edges: what touches the kernel, the network or the disk. Each opens with the reason it is one.
+pub mod agent;
+pub mod app;
+pub mod bmc;
+pub mod config;
+pub mod controller;
+pub mod images;
+pub mod init;
+pub mod ipc;
+pub mod lab;
+pub mod netboot;
+pub mod omni;
+pub mod store;
+pub mod sys;
+pub mod telemetry;
+pub mod web;

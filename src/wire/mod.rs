@@ -1,0 +1,5 @@
+//! Octets to values and back: total, bounded, no policy.
+
+pub mod dhcp;
+pub mod ipmi;
+pub mod tunnel;
