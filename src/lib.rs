@@ -2,6 +2,7 @@
 
 // Values and rules: functions of their arguments.
 pub mod boot;
+pub mod journal;
 pub mod machine;
 pub mod proto;
 pub mod reconcile;

@@ -3,9 +3,11 @@
 //! [`Supervisor`] is told what happened and answers with what to do, as values; `init` performs them. It never waits for
 //! a service: a service that hangs costs itself.
 
+pub mod clock;
 pub mod flags;
 pub mod mounts;
 pub mod restart;
+pub mod seed;
 pub mod services;
 pub mod shutdown;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! System calls that nix does not wrap safely; the only unsafe code.
 //!
-//! An edge, because it is the kernel's door. All but [`memory`] is for PID 1, which is single-threaded.
+//! An edge, because it is the kernel's door. All but [`memory`] and [`socket`] is for PID 1, which is single-threaded.
 
 #![allow(unsafe_code, reason = "fork, pre_exec and capabilities have no safe form")]
 
@@ -8,4 +8,6 @@ pub mod memory;
 pub mod mount;
 pub mod power;
 pub mod process;
+pub mod random;
 pub mod signal;
+pub mod socket;

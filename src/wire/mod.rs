@@ -2,4 +2,5 @@
 
 pub mod dhcp;
 pub mod ipmi;
+pub mod journal;
 pub mod tunnel;
