@@ -3,7 +3,12 @@
 //! An edge, because it is the one process that the kernel asks. It never ends, never waits for a child, and never lets a
 //! panic through: any of these would be a kernel panic.
 
+mod clock;
+pub mod journal;
 mod log;
+mod logging;
+mod pstore;
+mod seed;
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -22,14 +27,19 @@ use crate::secret::Secret;
 use crate::supervise::mounts::{Directory, Forbid, Mount};
 use crate::supervise::services::{SERVICES, SOCKETS_GID, Service};
 use crate::supervise::{Action, Ending, Event, Exit, Report, Signal, Supervisor, flags};
-use crate::sys::process::{Confinement, Reaped};
+use crate::sys::process::{Confinement, Reaped, Wiring};
 use crate::sys::signal::Signals;
 use crate::sys::{mount, power, process};
-use crate::time::Uptime;
+use crate::time::{UnixTime, Uptime};
 use log::{Level, Log};
+use logging::Logging;
 
 /// How long the disks may take at the end.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
+/// How long the disks may take with what is done before the first service.
+const EARLY_LIMIT: Duration = Duration::from_secs(5);
+/// How the kernel calls the PID namespace that the machine began with: `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// The program of every service when none lies beside init.
 const PROGRAM: &str = "/usr/bin/pilotlight";
 /// What init listens to; everything else that can be blocked means nothing to PID 1.
@@ -80,6 +90,8 @@ struct Init {
     log: Log,
     arguments: Vec<String>,
     supervisor: Supervisor,
+    /// Opened before the first service, when the directories are there.
+    logging: Option<Logging>,
     /// The services' program and flags; read at the first start, since /proc and the disk come before.
     launch: Option<(PathBuf, Vec<String>)>,
 }
@@ -87,7 +99,7 @@ struct Init {
 impl Init {
     fn new(arguments: &[String]) -> Self {
         let supervisor = Supervisor::new(SERVICES);
-        Self { log: Log::open(), arguments: arguments.to_vec(), supervisor, launch: None }
+        Self { log: Log::open(), arguments: arguments.to_vec(), supervisor, logging: None, launch: None }
     }
 
     fn run(mut self) -> io::Result<Never> {
@@ -99,13 +111,18 @@ impl Init {
         let signals = Signals::take(&SIGNALS)?;
         self.feed(Event::Boot);
         loop {
-            let limit = self.supervisor.deadline().map(|deadline| deadline.since(Uptime::now()));
+            let logging = self.logging.as_ref().and_then(Logging::deadline);
+            let deadline = self.supervisor.deadline().into_iter().chain(logging).min();
+            let limit = deadline.map(|deadline| deadline.since(Uptime::now()));
             if let Some(signal) = signals.wait(limit)?
                 && let Some(ending) = ending(signal)
             {
                 self.feed(Event::TerminationRequested(ending));
             }
             self.reap()?;
+            if let Some(logging) = &mut self.logging {
+                logging.turn(Uptime::now(), jitter(), &self.log);
+            }
             if self.supervisor.deadline().is_some_and(|deadline| deadline <= Uptime::now()) {
                 self.feed(Event::Deadline);
             }
@@ -124,6 +141,9 @@ impl Init {
                     return Ok(());
                 }
             };
+            if let Some(logging) = &mut self.logging {
+                logging.ended(Uptime::now(), pid, exit, jitter(), &self.log);
+            }
             self.feed(Event::ChildExited { pid, exit, jitter: jitter() });
         }
     }
@@ -154,12 +174,49 @@ impl Init {
             Action::Sync => self.try_to("sync", power::sync_within(SYNC_LIMIT)),
             Action::Unmount(target) => self.try_to(&format!("unmount {target}"), mount::unmount(Path::new(target))),
             Action::Reboot(ending) => reboot_or_sleep(&self.log, mode(ending)),
-            Action::Report(report) => self.report(report),
+            Action::Report(report) => {
+                self.report(report);
+                if matches!(report, Report::Ending(_)) {
+                    self.conclude();
+                }
+            }
         }
         None
     }
 
+    /// What is done once everything is mounted, and before anyone runs: the clock, randomness, what a crash left, the
+    /// journal.
+    fn prepare(&mut self) {
+        if self.logging.is_some() {
+            return;
+        }
+        // In a container, clock and firmware are another's.
+        let log = &self.log;
+        if fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name.as_os_str() == FIRST_PID_NAMESPACE) {
+            let work = || {
+                clock::set_floor(log);
+                seed::take_in(log);
+                pstore::harvest(Path::new(pstore::SOURCE), Path::new(pstore::DIRECTORY), UnixTime::now(), log);
+            };
+            self.try_to("set up clock and randomness in time", power::within(EARLY_LIMIT, work));
+        }
+        let now = Uptime::now();
+        let mut logging = Logging::open(now, log);
+        logging.turn(now, jitter(), log);
+        self.logging = Some(logging);
+    }
+
+    /// What is done first when the run ends.
+    fn conclude(&mut self) {
+        if let Some(logging) = &mut self.logging {
+            logging.stop();
+        }
+        let log = &self.log;
+        self.try_to("leave a seed in time", power::within(EARLY_LIMIT, || seed::leave(log)));
+    }
+
     fn spawn(&mut self, service: &Service) -> Event {
+        self.prepare();
         let log = &self.log;
         let (program, flags) =
             self.launch.get_or_insert_with(|| (program(), load_flags(log, flags::path(&self.arguments))));
@@ -171,12 +228,25 @@ impl Init {
             groups: vec![SOCKETS_GID],
             capabilities: service.capabilities.iter().map(|capability| *capability as u8).collect(),
         };
-        let environment: Vec<_> = service
+        let mut environment: Vec<_> = service
             .environment
             .iter()
             .filter_map(|name| Some((*name, Secret::new(config::variable(name)?.into_string().ok()?))))
             .collect();
-        match process::spawn(program, &args, &environment, &confinement) {
+        let output = self.logging.as_ref().map(|logging| logging.output(service.name));
+        let output = match output {
+            Some(Ok((output, stream))) => {
+                environment.push(("JOURNAL_STREAM", Secret::new(stream)));
+                Some(output)
+            }
+            Some(Err(error)) => {
+                self.log.line(Level::Warning, &format!("{}: its output is not the journal's: {error}", service.name));
+                None
+            }
+            None => None,
+        };
+        let wiring = Wiring { output, inherited: &[] };
+        match process::spawn(program, &args, &environment, &confinement, wiring) {
             Ok(pid) => Event::Started { service: service.name, pid },
             Err(error) => {
                 self.log.line(Level::Error, &format!("{}: cannot start {}: {error}", service.name, program.display()));

@@ -6,6 +6,7 @@
 
 mod client;
 mod frame;
+pub mod journal;
 mod server;
 
 use std::io;

@@ -63,6 +63,12 @@ impl Ring {
         self.entries.range(first..).take_while(fits).collect()
     }
 
+    /// The size of all entries after `sequence`.
+    pub fn unkept_after(&self, sequence: u64) -> usize {
+        let first = self.entries.partition_point(|entry| entry.sequence <= sequence);
+        self.entries.range(first..).map(Entry::size).sum()
+    }
+
     /// Everything up to `sequence` is on disk.
     pub fn mark_kept(&mut self, sequence: u64) {
         self.kept = self.kept.max(sequence);

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use super::seed;
 use super::services::{SERVICES, SOCKETS_GID};
+use crate::journal;
 
 /// What a mount forbids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,7 @@ use Forbid::{Dev, Exec, Suid};
 pub const MOUNTS: &[Mount] = &[
     Mount { target: "/proc", fstype: "proc", forbids: &[Suid, Exec, Dev], options: "" },
     Mount { target: "/sys", fstype: "sysfs", forbids: &[Suid, Exec, Dev], options: "" },
+    Mount { target: "/sys/fs/pstore", fstype: "pstore", forbids: &[Suid, Exec, Dev], options: "" },
     Mount { target: "/dev", fstype: "devtmpfs", forbids: &[Suid, Exec], options: "mode=0755,size=4m" },
     Mount { target: "/dev/pts", fstype: "devpts", forbids: &[Suid, Exec], options: "mode=0620,gid=5,ptmxmode=000" },
     // Large messages to the journal pass through here.
@@ -89,6 +92,9 @@ pub fn directories() -> Vec<Directory> {
     let root = |path: &str| Directory { path: path.to_owned(), uid: 0, gid: 0, mode: 0o755 };
     let mut all = vec![root("/run/pilotlight"), root("/run/systemd"), root("/run/systemd/journal")];
     all.extend([root("/data"), root("/data/pilotlight")]);
+    let private = |path: &str, uid| Directory { path: path.to_owned(), uid, gid: uid, mode: 0o700 };
+    all.extend([private(journal::DIRECTORY, journal::UID), private(seed::DIRECTORY, 0)]);
+    all.push(private("/data/pilotlight/crash", 0));
     for service in SERVICES {
         let (uid, gid) = (service.uid, service.uid);
         all.push(Directory { path: service.runtime_dir(), uid, gid: SOCKETS_GID, mode: 0o2750 });

@@ -1,11 +1,13 @@
 //! Children of PID 1: started without powers, reaped, signalled.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
@@ -32,8 +34,17 @@ pub struct Confinement {
     pub capabilities: Vec<u8>,
 }
 
-/// Starts `program` in a session of its own, with a PATH and `environment` alone, without input, with this process'
-/// stderr for its output, and confined. Returns its process ID.
+/// What a child is connected to.
+#[derive(Debug, Default)]
+pub struct Wiring<'a> {
+    /// Its output and errors; this process' stderr when there is none.
+    pub output: Option<OwnedFd>,
+    /// What else it gets, under the same numbers.
+    pub inherited: &'a [BorrowedFd<'a>],
+}
+
+/// Starts `program` in a session of its own, with a PATH and `environment` alone, without input, connected as
+/// `wiring` says, and confined. Returns its process ID.
 ///
 /// No signal is blocked in the child, and what it makes is kept from others than its user and group. It can't gain powers by any program it executes, and leaves no core dump.
 ///
@@ -45,13 +56,20 @@ pub fn spawn(
     args: &[String],
     environment: &[(&str, Secret<String>)],
     confinement: &Confinement,
+    wiring: Wiring<'_>,
 ) -> io::Result<i32> {
     let uid = Uid::from_raw(confinement.uid);
     let gid = Gid::from_raw(confinement.gid);
     let groups: Vec<_> = confinement.groups.iter().copied().map(Gid::from_raw).collect();
     let kept = confinement.capabilities.clone();
+    let inherited: Vec<_> = wiring.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let confine = move || -> io::Result<()> {
         setsid()?;
+        for number in &inherited {
+            // SAFETY: the caller holds it open for as long as it waits for the child to start.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(*number) };
+            fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
         // Init reads its signals from a descriptor, with all of them blocked; a child that inherited that could not be ended.
         SigSet::empty().thread_set_mask()?;
         // A socket takes its group's rights from here until its owner sets them; with less, those who may connect would be
@@ -71,7 +89,11 @@ pub fn spawn(
     let mut command = Command::new(program);
     command.args(args).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
     command.envs(environment.iter().map(|(name, value)| (name, value.reveal())));
-    command.stdin(Stdio::null()).stdout(io::stderr()).stderr(Stdio::inherit());
+    command.stdin(Stdio::null());
+    match wiring.output {
+        Some(output) => command.stdout(output.try_clone()?).stderr(output),
+        None => command.stdout(io::stderr()).stderr(Stdio::inherit()),
+    };
     // SAFETY: PID 1 has one thread, so the child may do what it likes; the closure makes system calls and allocates nothing.
     unsafe { command.pre_exec(confine) };
     let child = command.spawn()?;

@@ -1,7 +1,7 @@
 //! Waiting for signals with a limit.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -48,8 +48,19 @@ impl Signals {
         }
     }
 
-    fn next(&self) -> io::Result<Option<Signal>> {
+    /// The next signal that has come, if any.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn next(&self) -> io::Result<Option<Signal>> {
         let Some(info) = self.0.read_signal()? else { return Ok(None) };
         Ok(i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()))
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

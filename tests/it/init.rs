@@ -24,8 +24,9 @@ mount -t tmpfs -o mode=755 none "$root"
 cd "$root"
 mkdir proc sys dev run tmp data usr box
 mount -t tmpfs none sys
-mkdir -p sys/fs/cgroup
+mkdir -p sys/fs/cgroup sys/fs/pstore
 mount -t tmpfs none sys/fs/cgroup
+mount -t tmpfs none sys/fs/pstore
 mount -t tmpfs -o mode=755 none dev
 mknod -m 666 dev/null c 1 3
 mount --rbind /usr usr
