@@ -11,6 +11,7 @@ mod go;
 mod init;
 mod init_services;
 mod ipmi;
+mod journal;
 mod kill;
 mod netboot_dhcp;
 mod netboot_http;

@@ -13,6 +13,10 @@ use crate::wire::journal::native;
 /// `TMPFS_MAGIC` of `linux/magic.h`: memory files and everything below /dev/shm and /tmp.
 const TMPFS: i64 = 0x0102_1994;
 
+/// The kernel's O_LARGEFILE and O_NOFOLLOW, which it keeps and which mean nothing by now. Of the two machines that the box
+/// is built for, one has them the other way round; the C library calls the first one zero.
+const MEANINGLESS: i32 = 0o100_000 | 0o400_000;
+
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
@@ -43,8 +47,7 @@ pub(super) enum Refused {
 pub(super) fn read(file: OwnedFd, buffer: &mut [u8]) -> Result<usize, Refused> {
     let unreadable = |error: nix::Error| Refused::Unreadable(error.into());
     let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL).map_err(unreadable)?);
-    // O_NOFOLLOW and O_LARGEFILE are kept by the kernel and mean nothing by now.
-    let other = flags.difference(OFlag::O_ACCMODE | OFlag::O_LARGEFILE | OFlag::O_NOFOLLOW);
+    let other = flags.difference(OFlag::O_ACCMODE | OFlag::from_bits_retain(MEANINGLESS));
     if flags & OFlag::O_ACCMODE == OFlag::O_WRONLY || !other.is_empty() {
         return Err(Refused::Flags);
     }
