@@ -41,7 +41,7 @@ bench:
 bench-omni:
     cargo bench --bench omni
 
-# Fuzz one decoder: keys, payloads, resources, watch_events, tunnel, dhcp, ipmi
+# Fuzz one decoder: keys, payloads, resources, watch_events, tunnel, dhcp, ipmi, journal
 fuzz TARGET SECONDS="600":
     cargo +nightly fuzz run --fuzz-dir tests/fuzz {{TARGET}} -- -max_total_time={{SECONDS}}
 

@@ -62,7 +62,7 @@ impl Logging {
         ] {
             match opened {
                 Ok(descriptor) => sockets.push((name, descriptor)),
-                Err(error) => log.line(Level::Warning, &format!("journal: cannot open {path}: {error}")),
+                Err(error) => log.line(Level::Warning, &format!("journal: goes without {path}: {error}")),
             }
         }
         Self { sockets, state: State::Due(now), history: History::default() }

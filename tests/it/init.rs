@@ -160,7 +160,8 @@ impl Running {
         lines(&self.dir.path().join("init.log"))
     }
 
-    fn wait_for_log(&self, text: &str) {
+    /// Waits until they said `text`.
+    pub fn wait_for_log(&self, text: &str) {
         let end = Uptime::now() + Duration::from_secs(30);
         while !self.log().iter().any(|line| line.contains(text)) {
             assert!(Uptime::now() < end, "{text:?} is not in the log:\n{}", self.log().join("\n"));

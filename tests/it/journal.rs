@@ -39,7 +39,9 @@ impl TheBox {
     fn start() -> Option<Self> {
         // In the test's own network: names of sockets without a file belong to it, and so an answer finds its way back.
         let setup = Setup { program: Program::Script(SERVICE), flags: "", own_network: false, environment: &[] };
-        Some(Self(Running::start(&setup, |_| {})?))
+        let running = Running::start(&setup, |_| {})?;
+        running.wait_for_log("journal: runs as ");
+        Some(Self(running))
     }
 
     fn path(&self, inner: &str) -> PathBuf {

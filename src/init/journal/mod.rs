@@ -176,22 +176,17 @@ impl Journal {
             let peer = peer(&received, &mut self.names);
             let Received { length, whole, mut descriptors, .. } = received;
             let file = descriptors.pop();
-            let octets = match file {
-                None if whole => self.buffer.get(..length).unwrap_or_default(),
+            let length = match file {
+                None if whole => Some(length),
                 // Either octets or one descriptor; who sends both, or more, is no client of this protocol.
-                Some(file) if length == 0 && descriptors.is_empty() => match descriptor::read(file, &mut self.buffer) {
-                    Ok(length) => self.buffer.get(..length).unwrap_or_default(),
-                    Err(_) => &[],
-                },
-                _ => &[],
+                Some(file) if length == 0 && descriptors.is_empty() => descriptor::read(file, &mut self.buffer).ok(),
+                _ => None,
             };
-            if octets.is_empty() {
-                // A client asks by an empty datagram whether someone listens.
-                if length > 0 || !whole {
-                    self.memory.health.refused += 1;
-                }
+            let Some(octets) = length.and_then(|length| self.buffer.get(..length)) else {
+                self.memory.health.refused += 1;
                 continue;
-            }
+            };
+            // An empty one is how a client asks whether someone listens.
             let message = native::decode(octets);
             self.memory.health.refused += u64::from(message.refused) + u64::from(message.fault.is_some());
             for fields in &message.entries {
