@@ -11,6 +11,7 @@ tool (
 require (
 	github.com/ProtonMail/gopenpgp/v3 v3.4.1
 	github.com/cosi-project/runtime v1.16.2
+	github.com/fullstorydev/grpchan v1.1.2
 	github.com/jhump/grpctunnel v0.3.0
 	github.com/siderolabs/go-api-signature v0.3.13
 	github.com/siderolabs/omni/client v1.9.3
@@ -47,7 +48,6 @@ require (
 	github.com/evanphx/json-patch v5.9.11+incompatible // indirect
 	github.com/exponent-io/jsonpath v0.0.0-20210407135951-1de76d718b3f // indirect
 	github.com/fatih/color v1.19.0 // indirect
-	github.com/fullstorydev/grpchan v1.1.2 // indirect
 	github.com/fxamacker/cbor/v2 v2.9.2 // indirect
 	github.com/gertd/go-pluralize v0.2.1 // indirect
 	github.com/ghodss/yaml v1.0.0 // indirect

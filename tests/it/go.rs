@@ -105,3 +105,10 @@ impl Go {
         self.child.kill().await.unwrap();
     }
 }
+
+/// Builds all, before anything waits for them.
+#[test]
+fn every_program_is_built() {
+    let built = ["cosi", "omni", "omnictl", "talos", "talos-metal-agent", "tunnel"].map(program);
+    assert!(built.iter().flatten().all(|program| program.is_file()));
+}

@@ -114,7 +114,7 @@ async fn omnictl_gets_applies_deletes_and_makes_providers() {
             (&["get", "im", UUID, "-o", "yaml"], "preferredpowerstate: 1"),
             (&["get", "links", "-o", "json"], "\"nodesubnet\""),
             (&["get", "namespaces"], "infra-provider:metal-1"),
-            (&["get", "sysversions", "-n", "ephemeral", "-o", "yaml"], "backendapiversion: 3"),
+            (&["get", "sysversions", "-n", "ephemeral", "-o", "yaml"], "backendapiversion: 2"),
             (&["infraprovider", "list"], "Metal"),
             (&["infraprovider", "create", "virtual"], "OMNI_SERVICE_ACCOUNT_KEY="),
             (&["infraprovider", "renewkey", "virtual"], "OMNI_SERVICE_ACCOUNT_KEY="),

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::go::{self, Go};
+use crate::peers;
 use crate::tunnel::simulated::Bench;
 use crate::tunnel::{PATIENCE, Provider, machine, within};
 
@@ -66,9 +67,11 @@ async fn a_go_agent(flags: &[&str]) {
     // A live call fails at once when the agent's process dies.
     let cut = wipe();
     assert_eq!(go.line().await, "wiping with zeroes");
+    let calls = go.ask("").await;
     go.kill().await;
     assert!(matches!(within(cut).await.unwrap(), Err(CallError::Closed { .. })));
     assert!(matches!(provider.event(&id).await, TunnelState::Closed { .. }));
+    peers::say(&format!("peer 4: grpctunnel v0.3.0 as agent {flags:?}: {calls}"));
 }
 
 #[tokio::test]
@@ -132,6 +135,8 @@ async fn a_go_provider(flags: &[&str]) {
     cancel.cancel();
     within(agent).await.unwrap().unwrap();
     assert_eq!(go.line().await, "closed");
+    let calls = go.ask("").await;
+    peers::say(&format!("peer 4: grpctunnel v0.3.0 as provider {flags:?}: {calls} to our agent"));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //	talos AGENT ROOT MACHINE-ID PROVIDER [AGENT-FLAG...]
 //
 // AGENT is the agent's program, which must be static; it runs with ROOT as its root directory, so that it finds the
-// machine API where Talos has it, and no hardware. What the agent asks for is said on standard output, a line each. The
+// machine API where Talos has it, and no hardware. That takes root. What the agent asks for is said on standard output, a line each. The
 // program ends, and the agent with it, when its standard input does.
 package main
 
@@ -163,11 +163,6 @@ func once(ctx context.Context, program, root string, flags []string) (int, error
 	agent.Dir = "/"
 	agent.Stderr = os.Stderr
 	agent.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Pdeathsig: syscall.SIGKILL}
-
-	if os.Geteuid() != 0 {
-		agent.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
-		agent.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
-	}
 
 	err := agent.Run()
 	if exit := (&exec.ExitError{}); err != nil && !errors.As(err, &exit) && ctx.Err() == nil {

@@ -4,21 +4,24 @@
 //	tunnel agent [-no-flow-control] ADDRESS MACHINE-ID   dials a provider and answers the five calls
 //	tunnel provider [-no-flow-control]                   listens, and makes the five calls to whoever dials in
 //
-// It reports on standard output, a line each, and ends when its standard input does.
+// It reports on standard output, a line each, answers a line on standard input with the number of calls so far, and ends
+// when its standard input does.
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/fullstorydev/grpchan"
 	"github.com/jhump/grpctunnel"
 	"github.com/jhump/grpctunnel/tunnelpb"
 	agentpb "github.com/siderolabs/talos-metal-agent/api/agent"
@@ -35,7 +38,11 @@ import (
 // Longer than four windows, so that it needs credit.
 const long = 300_000
 
-var output sync.Mutex
+var (
+	output sync.Mutex
+	// Calls answered as agent, or made as provider.
+	calls atomic.Int64
+)
 
 func say(format string, args ...any) {
 	output.Lock()
@@ -102,7 +109,12 @@ func agent(options []grpctunnel.TunnelOption, address, id string) {
 		fail(err)
 	}
 	server := grpctunnel.NewReverseTunnelServer(tunnelpb.NewTunnelServiceClient(conn), options...)
-	agentpb.RegisterAgentServiceServer(server, far{})
+	counted := grpchan.WithInterceptor(server,
+		func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			calls.Add(1)
+			return handle(ctx, request)
+		}, nil)
+	agentpb.RegisterAgentServiceServer(counted, far{})
 	ctx := metadata.AppendToOutgoingContext(context.Background(), constants.MachineIDMetadataKey, id)
 	started, err := server.Serve(ctx)
 	say("ended: started=%t code=%s", started, status.Code(err))
@@ -134,6 +146,7 @@ func called[Request, Response any](call func(context.Context, Request, ...grpc.C
 ) (Response, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
+	calls.Add(1)
 	return call(ctx, request)
 }
 
@@ -173,6 +186,7 @@ func drive(channel grpctunnel.TunnelChannel) {
 	_, err = called(agent.Reboot, &agentpb.RebootRequest{}, patient)
 	report("reboot", err)
 	for _, method := range []string{"/management.AgentService/Nope", "Hello", ""} {
+		calls.Add(1)
 		report(fmt.Sprintf("method %q", method),
 			channel.Invoke(context.Background(), method, &agentpb.HelloRequest{}, &agentpb.HelloResponse{}))
 	}
@@ -189,7 +203,9 @@ func main() {
 		fail(err)
 	}
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
+		for input := bufio.NewScanner(os.Stdin); input.Scan(); {
+			say("%d calls", calls.Load())
+		}
 		os.Exit(0)
 	}()
 	switch os.Args[1] {
