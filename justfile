@@ -43,7 +43,7 @@ bench-omni:
 
 # Fuzz one decoder: keys, payloads, resources, watch_events, tunnel, dhcp, ipmi
 fuzz TARGET SECONDS="600":
-    cargo +nightly fuzz run --fuzz-dir tests/fuzz {{TARGET}} -- -max_total_time={{SECONDS}}
+    cargo +nightly fuzz run --fuzz-dir tests/fuzz -O -s none {{TARGET}} -- -max_total_time={{SECONDS}} -max_len=2048
 
 # The real peers of Omni: Go's signature library, COSI's State server, the tunnel library
 interop:

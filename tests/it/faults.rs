@@ -294,6 +294,21 @@ async fn a_key_that_omni_refuses_is_told_on_the_page_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_ends_within_thirty_days_is_told_of_on_the_page_and_in_the_log() {
+    let mut site = Site::new(1).await;
+    let account = ServiceAccount::create(PROVIDER_ID, Duration::from_secs(29 * 86_400)).unwrap();
+    site.omni.add_account(&account);
+    site.provider.set_key(account.key_string.clone());
+    site.provider.start().await.unwrap();
+    let told = |status: &Snapshot| status.omni.trouble.starts_with("the service account key expires on ");
+    let status = site.until("the page tells of it", told).await;
+    assert!(status.omni.trouble.ends_with("renew it with `omnictl infraprovider renewkey lab`"), "{status:?}");
+    assert_eq!(status.omni.key_expires.map(|at| at.as_secs()), Some(account.expires.as_secs()));
+    assert!(status.omni.connected, "it is no trouble yet");
+    assert!(site.log().contains("the service account key expires on "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clock_ten_minutes_off_is_named_and_forgotten_once_it_is_right() {
     let mut site = Site::new(1).await;
     site.omni.faults().clock_offset(600);
