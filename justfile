@@ -43,7 +43,7 @@ bench-omni:
 
 # Fuzz one decoder: keys, payloads, resources, watch_events, tunnel, dhcp, ipmi
 fuzz TARGET SECONDS="600":
-    cargo +nightly fuzz run --fuzz-dir tests/fuzz {{TARGET}} -- -max_total_time={{SECONDS}}
+    cargo +nightly fuzz run --fuzz-dir tests/fuzz -O -s none {{TARGET}} -- -max_total_time={{SECONDS}} -max_len=2048
 
 # The real peers of Omni and of the agent, made by the test and counted: 1 signatures and State, 2 Omni's client library,
 # 3 omnictl, 4 the tunnel library and the metal agent
