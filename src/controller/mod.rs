@@ -118,7 +118,8 @@ pub async fn run(
             Some(ended) = actors.tasks.join_next_with_id() => actors.ended(ended, &mut unfinished),
         }
     }
-    while actors.tasks.join_next().await.is_some() {}
+    // A wipe may take a day; what was begun is in the store, so that ending need not wait for it.
+    actors.tasks.shutdown().await;
     while actors.collecting.join_next().await.is_some() {}
     Ok(())
 }
@@ -147,12 +148,8 @@ impl Actors {
         if self.running.contains_key(&id) {
             self.site.rack.wake(&id, Uptime::now()).notify_one();
         } else if self.site.records.desired(&id).is_some() || unfinished.remove(&id) {
-            let actor = Actor::new(id.clone(), Arc::clone(&self.site));
-            let cancel = self.cancel.clone();
-            // A wipe may take a day; what was begun is in the store, so that ending need not wait for it.
-            let task = self.tasks.spawn(async move {
-                cancel.run_until_cancelled(actor.run()).await;
-            });
+            let actor = Box::new(Actor::new(id.clone(), Arc::clone(&self.site)));
+            let task = self.tasks.spawn(actor.run());
             self.running.insert(id, task.id());
         }
     }

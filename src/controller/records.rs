@@ -408,12 +408,12 @@ impl Records {
     ) -> Result<(), Error> {
         let present = self.inner.mirror.get(&kind, id.as_str());
         let mut wanted = match &present {
-            Some(present) => (**present).clone(),
+            Some(present) => present.clone(),
             None => Resource::new(kind, id.as_str(), &()),
         };
         wanted.spec = spec.clone();
         labels(&mut wanted.labels);
-        if present.as_deref() == Some(&wanted) {
+        if present.as_ref() == Some(&wanted) {
             return Ok(());
         }
         let stored = self

@@ -309,9 +309,9 @@ async fn a_key_that_ends_within_thirty_days_is_told_of_on_the_page_and_in_the_lo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_ten_minutes_off_is_named_and_forgotten_once_it_is_right() {
+async fn a_clock_that_jumps_an_hour_is_named_and_forgotten_once_it_is_right() {
     let mut site = Site::new(1).await;
-    site.omni.faults().clock_offset(600);
+    site.omni.faults().clock_offset(3_600);
     site.provider.start().await.unwrap();
     let named = |status: &Snapshot| status.omni.trouble.contains("clock");
     let status = site.until("the clock is named", named).await;
@@ -322,7 +322,7 @@ async fn a_clock_ten_minutes_off_is_named_and_forgotten_once_it_is_right() {
     // The same with the streams open: the next call tells.
     site.live().await;
     site.see("the machine is being prepared", |site| site.step(0) >= Step::Preparing).await;
-    site.omni.faults().clock_offset(-600);
+    site.omni.faults().clock_offset(-3_600);
     site.until("the clock is named again", named).await;
     site.omni.faults().clock_offset(0);
     site.done().await;

@@ -253,7 +253,7 @@ async fn a_watch_bootstraps_resumes_and_starts_over_as_omni_has_it() {
 
     let opened = soon(watches.recv()).await.unwrap();
     let options = opened.request.options.clone().unwrap();
-    assert!(options.bootstrap_contents && options.aggregated && options.start_from_bookmark.is_none());
+    assert!(options.bootstrap_contents && !options.aggregated && options.start_from_bookmark.is_none());
     assert_eq!((opened.request.id.clone(), opened.request.api_version), (None, 1));
     feed(&opened, vec![]).await;
     let tombstone = Resource { version: None, ..stored("") };

@@ -99,7 +99,7 @@ async fn agrees(mirror: &Mirror, client: &Client) {
     soon(async {
         loop {
             let listed = client.state().list(&kind(), &[]).await.unwrap();
-            if mirror.all(&kind()).iter().map(AsRef::as_ref).eq(&listed) {
+            if mirror.all(&kind()).iter().eq(&listed) {
                 return;
             }
             let _ = tokio::time::timeout(Duration::from_millis(50), changes.next()).await;
