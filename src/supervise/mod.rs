@@ -3,11 +3,14 @@
 //! [`Supervisor`] is told what happened and answers with what to do, as values; `init` performs them. It never waits for
 //! a service: a service that hangs costs itself.
 
+pub mod disk;
 pub mod flags;
+pub mod modules;
 pub mod mounts;
 pub mod restart;
 pub mod services;
 pub mod shutdown;
+pub mod storage;
 #[cfg(test)]
 mod transcripts;
 
