@@ -7,6 +7,7 @@ pub mod proto;
 pub mod reconcile;
 pub mod resource;
 pub mod secret;
+pub mod slots;
 pub mod status;
 pub mod supervise;
 pub mod time;
