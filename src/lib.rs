@@ -19,6 +19,7 @@ pub mod app;
 pub mod bmc;
 pub mod config;
 pub mod controller;
+pub mod flash;
 pub mod images;
 pub mod init;
 pub mod ipc;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use pilotlight::app::{self, ServiceName};
 use pilotlight::bmc::cli::BmcArgs;
 use pilotlight::config::{self, Config, Flags};
+use pilotlight::flash;
 use pilotlight::lab;
 use pilotlight::omni::proxy;
 use pilotlight::telemetry::{self, Output, Style};
@@ -37,6 +38,8 @@ enum Command {
     Lab(lab::Args),
     /// Ask one BMC over IPMI: power state, on, off, cycle, one-time PXE boot
     Bmc(BmcArgs),
+    /// Write the appliance's image to a disk or stick, and read it back
+    Flash(flash::Args),
     /// Play the operating system of a virtual machine in the end-to-end test
     #[command(hide = true)]
     Guest,
@@ -68,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Lab(args) => runtime()?.block_on(lab::run(args)),
         Command::Bmc(args) => runtime()?.block_on(pilotlight::bmc::cli::run(args)),
+        Command::Flash(args) => flash::run(&args),
         Command::Guest => runtime()?.block_on(lab::guest::run(config::variable(lab::guest::CONSENT))),
     }
 }

@@ -3,7 +3,11 @@
 //! An edge, because it is the one process that the kernel asks. It never ends, never waits for a child, and never lets a
 //! panic through: any of these would be a kernel panic.
 
+mod devices;
+mod disks;
 mod log;
+mod prepare;
+mod storage;
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -27,6 +31,7 @@ use crate::sys::signal::Signals;
 use crate::sys::{mount, power, process};
 use crate::time::Uptime;
 use log::{Level, Log};
+pub use prepare::{ARGUMENT as PREPARE, prepare};
 
 /// How long the disks may take at the end.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
@@ -146,6 +151,11 @@ impl Init {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => self.try_to(&format!("link {path}"), other),
             },
+            Action::Prepare => {
+                let spawned = process::spawn_self(prepare::ARGUMENT);
+                self.try_to("prepare", spawned.as_ref().map(drop).map_err(|error| error.kind().into()));
+                return Some(Event::Preparing(spawned.ok()));
+            }
             Action::Spawn(service) => return Some(self.spawn(&service)),
             Action::Signal { pid, signal } => {
                 self.try_to(&format!("signal {pid}"), process::signal_group(pid, number(signal)));

@@ -20,6 +20,8 @@ pub struct Origin {
     pub part: Option<Guid>,
     /// What it wrote into its own disk's state partition at this boot (`pilotlight.stamp=`).
     pub stamp: Option<String>,
+    /// Whether a factory reset was chosen in its menu (`pilotlight.reset=1`).
+    pub reset: bool,
 }
 
 impl Origin {
@@ -32,8 +34,16 @@ impl Origin {
         Self {
             part: value("pilotlight.part").and_then(Guid::parse),
             stamp: value("pilotlight.stamp").filter(|stamp| !stamp.is_empty()).map(str::to_owned),
+            reset: value("pilotlight.reset") == Some("1"),
         }
     }
+}
+
+/// What the boot loader's record in `sector` gives as its stamp: an environment block of GRUB, lines of `name=value`.
+pub fn stamp(sector: &[u8]) -> Option<&str> {
+    let lines = sector.split(|octet| *octet == b'\n');
+    let stamp = lines.filter_map(|line| line.strip_prefix(b"stamp=")).next()?;
+    std::str::from_utf8(stamp).ok().filter(|stamp| !stamp.is_empty())
 }
 
 /// A disk with a partition table that was read.
@@ -43,8 +53,8 @@ pub struct Disk {
     pub name: String,
     /// Whether a partition of it has the booted slot's PARTUUID.
     pub has_slot: bool,
-    /// What the boot loader wrote into its state partition.
-    pub stamp: Option<String>,
+    /// What the boot loader wrote into its state partition, in either place.
+    pub stamps: Vec<String>,
 }
 
 /// Why no disk counts as the box's own.
@@ -84,8 +94,11 @@ pub fn own<'a>(origin: &Origin, disks: &'a [Disk]) -> Result<&'a str, NoDisk> {
         return Err(NoDisk::NotNamed);
     }
     let with_slot: Vec<_> = disks.iter().filter(|disk| disk.has_slot).collect();
-    let stamped: Vec<_> =
-        with_slot.iter().filter(|disk| origin.stamp.is_none() || disk.stamp == origin.stamp).copied().collect();
+    let stamped: Vec<_> = with_slot
+        .iter()
+        .filter(|disk| origin.stamp.as_ref().is_none_or(|stamp| disk.stamps.contains(stamp)))
+        .copied()
+        .collect();
     let names = |disks: &[&Disk]| disks.iter().map(|disk| disk.name.clone()).collect();
     match (with_slot.as_slice(), stamped.as_slice()) {
         (_, [disk]) => Ok(&disk.name),
@@ -174,13 +187,15 @@ mod tests {
     const MIB: u64 = 2048;
 
     fn disk(name: &str, has_slot: bool, stamp: Option<&str>) -> Disk {
-        Disk { name: name.into(), has_slot, stamp: stamp.map(str::to_owned) }
+        Disk { name: name.into(), has_slot, stamps: stamp.into_iter().map(str::to_owned).collect() }
     }
 
     /// A disk of `sectors` that was made for `made_for`: a state partition and a data partition up to its end.
     fn tables(sectors: u64, made_for: u64) -> Tables {
         let mut entries = vec![0; 128 * ENTRY];
-        for (index, (name, first, last)) in [(STATE, MIB, 2 * MIB - 1), (DATA, 2 * MIB, made_for - MIB - 1)].iter().enumerate() {
+        for (index, (name, first, last)) in
+            [(STATE, MIB, 2 * MIB - 1), (DATA, 2 * MIB, made_for - MIB - 1)].iter().enumerate()
+        {
             let entry = &mut entries[index * ENTRY..][..ENTRY];
             entry[..32].fill(5 + index as u8);
             entry[32..40].copy_from_slice(&first.to_le_bytes());
@@ -215,9 +230,10 @@ mod tests {
     #[test]
     fn the_stamp_of_this_boot_tells_our_disk_from_its_copies() {
         let part = Guid::parse("0f0f0f0f-1111-4222-8333-00000000000a");
-        let origin = Origin { part, stamp: Some("9".into()) };
-        let unstamped = Origin { part, stamp: None };
-        let (ours, copy, other) = (disk("sda", true, Some("9")), disk("sdb", true, Some("4")), disk("sdc", false, Some("9")));
+        let origin = Origin { part, stamp: Some("9".into()), reset: false };
+        let unstamped = Origin { part, stamp: None, reset: false };
+        let (ours, copy, other) =
+            (disk("sda", true, Some("9")), disk("sdb", true, Some("4")), disk("sdc", false, Some("9")));
         assert_eq!(own(&origin, &[copy.clone(), other.clone(), ours.clone()]), Ok("sda"));
         assert_eq!(own(&origin, &[copy.clone()]), Err(NoDisk::OnlyCopies(vec!["sdb".into()])));
         assert_eq!(own(&origin, &[other]), Err(NoDisk::NotFound));
@@ -229,6 +245,14 @@ mod tests {
     }
 
     #[test]
+    fn the_stamp_is_a_line_of_the_record() {
+        let block = b"# GRUB Environment Block\nc=07\nstamp=ab.07.2026.11.21\nd=07\n####";
+        assert_eq!(stamp(block), Some("ab.07.2026.11.21"));
+        assert_eq!(stamp(b"c=07\nstamp=\n"), None);
+        assert_eq!(stamp(b"xstamp=1\nstamp=\xff\n"), None);
+    }
+
+    #[test]
     fn a_disk_as_it_should_be_is_left_alone() {
         assert_eq!(repair(&tables(100 * MIB, 100 * MIB)), Ok(None));
     }
@@ -236,10 +260,7 @@ mod tests {
     #[test]
     fn on_a_larger_disk_the_backup_moves_and_the_data_grow() {
         let repair = repair(&tables(1000 * MIB + 7, 100 * MIB)).unwrap().unwrap();
-        assert_eq!(
-            repair.reasons,
-            ["backup partition table not at the disk's end", "data partition grows by 900 MiB"]
-        );
+        assert_eq!(repair.reasons, ["backup partition table not at the disk's end", "data partition grows by 900 MiB"]);
         let data = repair.table.partitions().pop().unwrap();
         assert_eq!(data.last + 1, 999 * MIB);
         assert_eq!(repair.table.header.peer, 1000 * MIB + 6);

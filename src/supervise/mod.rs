@@ -56,6 +56,8 @@ impl fmt::Display for Exit {
 pub enum Event {
     /// PID 1 begins.
     Boot,
+    /// The process of [`Action::Prepare`] runs, or could not be started.
+    Preparing(Option<i32>),
     /// A service runs.
     Started {
         /// Which.
@@ -110,6 +112,8 @@ pub enum Action {
         /// What it points to.
         target: &'static str,
     },
+    /// Load modules and mount the data partition, in a process of its own, and report [`Event::Preparing`].
+    Prepare,
     /// Start a service and report [`Event::Started`] or [`Event::SpawnFailed`].
     Spawn(Service),
     /// Signal one process and all it started (its process group).
@@ -196,6 +200,10 @@ enum State {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
+    /// Modules and the data partition come first.
+    Preparing {
+        pid: Option<i32>,
+    },
     Running,
     /// A wave of services was asked to end.
     Terminating {
@@ -258,7 +266,7 @@ impl Supervisor {
             history: History::default(),
             degraded: false,
         };
-        Self { entries: services.iter().map(entry).collect(), phase: Phase::Running }
+        Self { entries: services.iter().map(entry).collect(), phase: Phase::Preparing { pid: None } }
     }
 
     /// Takes one event; returns what to do now, in order. `now` is when it happened.
@@ -268,7 +276,12 @@ impl Supervisor {
             Event::Boot => {
                 actions.extend(MOUNTS.iter().copied().map(Action::Mount));
                 actions.extend(LINKS.iter().map(|(path, target)| Action::Link { path, target }));
-                actions.extend(mounts::directories().into_iter().map(Action::MakeDirectory));
+                actions.push(Action::Prepare);
+            }
+            Event::Preparing(pid @ Some(_)) => self.phase = Phase::Preparing { pid },
+            Event::Preparing(None) => self.prepared(&mut actions),
+            Event::ChildExited { pid, .. } if self.phase == (Phase::Preparing { pid: Some(pid) }) => {
+                self.prepared(&mut actions);
             }
             Event::Started { service, pid } => {
                 if let Some(entry) = self.entries.iter_mut().find(|entry| entry.service.name == service) {
@@ -285,7 +298,7 @@ impl Supervisor {
             Event::ChildrenGone | Event::Deadline => {}
             Event::TerminationRequested(ending) => {
                 // Asked again, the first wish stands: the services are on their way down.
-                if self.phase == Phase::Running {
+                if matches!(self.phase, Phase::Preparing { .. } | Phase::Running) {
                     actions.push(Action::Report(Report::Ending(ending)));
                     self.next_wave(now, ending, &mut actions);
                 }
@@ -310,7 +323,7 @@ impl Supervisor {
             | Phase::Killing { deadline, .. }
             | Phase::TerminatingStrays { deadline, .. }
             | Phase::KillingStrays { deadline, .. } => Some(*deadline),
-            Phase::Over => None,
+            Phase::Preparing { .. } | Phase::Over => None,
         }
     }
 
@@ -384,8 +397,14 @@ impl Supervisor {
                     self.finish(ending, actions);
                 }
             }
-            Phase::Over => {}
+            Phase::Preparing { .. } | Phase::Over => {}
         }
+    }
+
+    /// However it went: a box that has only memory still has a page.
+    fn prepared(&mut self, actions: &mut Vec<Action>) {
+        actions.extend(mounts::directories().into_iter().map(Action::MakeDirectory));
+        self.phase = Phase::Running;
     }
 
     fn start_due(&mut self, now: Uptime, actions: &mut Vec<Action>) {

@@ -159,7 +159,8 @@ mod tests {
         a.ko: b.ko\nb.ko: a.ko\n\
         nonsense\n";
     const SOFT: &str = "# comment\nsoftdep ext4 pre: crc32c-generic unknown post: a\n";
-    const ALIAS: &str = "alias virtio:d00000001v* virtio_net\nalias pci:v00008086d*sv*sd*bc02sc00i* virtio-net\nalias x\n";
+    const ALIAS: &str =
+        "alias virtio:d00000001v* virtio_net\nalias pci:v00008086d*sv*sd*bc02sc00i* virtio-net\nalias x\n";
 
     fn index() -> Index {
         Index::parse(DEP, SOFT, ALIAS)

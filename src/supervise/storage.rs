@@ -241,7 +241,11 @@ mod tests {
                     if let Some(at) = path.iter().position(|action| *action == Action::Make(Cause::DataLost)) {
                         let before = &path[..at];
                         assert!(before.contains(&Action::Check(Check::Safe)), "{path:?}");
-                        assert_eq!(before.last().filter(|last| **last != Action::Mount).unwrap_or(&before[before.len() - 2]), &Action::Check(Check::Everything), "{path:?}");
+                        assert_eq!(
+                            before.last().filter(|last| **last != Action::Mount).unwrap_or(&before[before.len() - 2]),
+                            &Action::Check(Check::Everything),
+                            "{path:?}"
+                        );
                     }
                     if !reset && content == Content::Clean {
                         assert_eq!(path[0], Action::Mount);

@@ -20,6 +20,13 @@ struct Play {
 impl Play {
     fn feed(&mut self, event: Event) {
         for action in self.supervisor.on(self.now, event) {
+            if action == Action::Prepare {
+                self.text.push_str("  prepare\n");
+                self.next_pid += 1;
+                self.running.push(("prepare", self.next_pid));
+                self.feed(Event::Preparing(Some(self.next_pid)));
+                continue;
+            }
             let spawned = match &action {
                 Action::Spawn(service) => Some(*service),
                 _ => None,
@@ -92,6 +99,7 @@ fn line(action: &Action) -> String {
         Action::Mount(mount) => format!("mount {mount}"),
         Action::MakeDirectory(directory) => format!("mkdir {directory}"),
         Action::Link { path, target } => format!("symlink {path} -> {target}"),
+        Action::Prepare => "prepare".to_owned(),
         Action::Spawn(service) => {
             let kept: Vec<_> = service.capabilities.iter().map(|capability| capability.name()).collect();
             let kept = if kept.is_empty() { "none".to_owned() } else { kept.join("+") };

@@ -4,8 +4,10 @@
 
 #![allow(unsafe_code, reason = "fork, pre_exec and capabilities have no safe form")]
 
+pub mod block;
 pub mod memory;
 pub mod mount;
 pub mod power;
 pub mod process;
 pub mod signal;
+pub mod uevent;

@@ -79,6 +79,26 @@ pub fn spawn(
     i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
+/// Starts this program once more with `argument`, in a session of its own, with no signal blocked and nothing taken away.
+/// Returns its process ID.
+///
+/// # Errors
+///
+/// When it can't be executed.
+pub fn spawn_self(argument: &str) -> io::Result<i32> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("init").arg(argument).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(io::stderr()).stderr(Stdio::inherit());
+    let release = || -> io::Result<()> {
+        setsid()?;
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    // SAFETY: PID 1 has one thread; the closure makes system calls and allocates nothing.
+    unsafe { command.pre_exec(release) };
+    i32::try_from(command.spawn()?.id()).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 fn drop_from_bounding_set(kept: &[u8]) -> io::Result<()> {
     for number in 0..=LAST_CAPABILITY {
         if kept.contains(&number) {

@@ -1,6 +1,7 @@
 #![cfg(test)]
 //! The one integration binary: a second would link the whole library again.
 
+mod appliance;
 mod chaos;
 mod cli;
 mod conformance;
