@@ -8,6 +8,7 @@ mod conformance;
 mod double;
 mod e2e;
 mod faults;
+mod flash;
 mod go;
 mod init;
 mod init_services;
