@@ -140,7 +140,8 @@ impl Rack {
         qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-display", "none", "-monitor", "none"]);
         qemu.args(["-m", &setup.memory.to_string(), "-device", "virtio-rng-pci"]);
         qemu.arg("-serial").arg(format!("file:{}", serial.display()));
-        qemu.arg("-nic").arg(format!("user,model=e1000e,romfile=,hostfwd=tcp:127.0.0.1:{port}-:80"));
+        qemu.args(["-device", "e1000e,netdev=net,romfile="]);
+        qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:80"));
         if let Firmware::Uefi = setup.firmware {
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"));
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", self.path("vars.fd").display()));
