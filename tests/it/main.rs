@@ -12,6 +12,7 @@ mod init;
 mod init_services;
 mod ipmi;
 mod kill;
+mod net;
 mod netboot_dhcp;
 mod netboot_http;
 mod netboot_images;
