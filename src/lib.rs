@@ -24,6 +24,7 @@ pub mod images;
 pub mod init;
 pub mod ipc;
 pub mod lab;
+pub mod net;
 pub mod netboot;
 pub mod omni;
 pub mod store;

@@ -5,6 +5,7 @@
 
 mod core;
 mod health;
+pub mod net;
 mod peers;
 mod status;
 mod view;
@@ -54,6 +55,8 @@ const DHCP_EVENTS: usize = 256;
 /// The services that can run as a process of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ServiceName {
+    /// Gives the box its addresses, routes, name and time.
+    Net,
     /// Owns the local store.
     Store,
     /// Talks to Omni, runs the machines' plans, answers boots and tunnels.
@@ -77,6 +80,7 @@ impl ServiceName {
     /// The service's name, as in the supervisor's table.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Net => "net",
             Self::Store => "store",
             Self::Provider => "provider",
             Self::Dhcp => "dhcp",
@@ -150,6 +154,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
     let state = config.state_dir.join(name.as_str());
     let store = || -> Arc<dyn Store> { Arc::new(StoreClient::connect(&socket(run_dir, "store"))) };
     match name {
+        ServiceName::Net => net::start(&config, &mut running)?,
         ServiceName::Store => {
             let sled = Arc::new(open_store(&state)?);
             let listener = ipc::bind(&socket(run_dir, "store")).context("store socket")?;

@@ -67,13 +67,20 @@ impl Service {
     }
 }
 
-use Capability::{NetBindService, NetRaw};
+use Capability::{NetAdmin, NetBindService, NetRaw, SysTime};
 
 /// The variables that hold Omni's service account key, the first that is set wins.
 pub const KEY_VARIABLES: [&str; 2] = ["SIDERO_SERVICE_ACCOUNT_KEY", "OMNI_SERVICE_ACCOUNT_KEY"];
 
 /// Every service, each after those that it depends on.
 pub const SERVICES: &[Service] = &[
+    Service {
+        name: "net",
+        uid: 901,
+        capabilities: &[NetAdmin, NetRaw, SysTime],
+        environment: &[],
+        depends_on: &[],
+    },
     Service { name: "store", uid: 902, capabilities: &[], environment: &[], depends_on: &[] },
     Service { name: "images", uid: 903, capabilities: &[], environment: &[], depends_on: &["store"] },
     Service {

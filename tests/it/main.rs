@@ -14,6 +14,7 @@ mod init;
 mod init_services;
 mod ipmi;
 mod kill;
+mod net;
 mod netboot_dhcp;
 mod netboot_http;
 mod netboot_images;
