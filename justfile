@@ -25,8 +25,9 @@ test-peers:
 lab *ARGS:
     cargo run --release -- lab {{ARGS}}
 
-# The long matrices: a big lab, the lab under SIGKILL and in a storm of every fault, the long kill sweep
+# The long matrices: new random inputs, a big lab, the lab under SIGKILL and in a storm of every fault, the kill sweep
 soak:
+    PROPTEST_CASES=20000 cargo test --lib
     cargo run --release -- lab --machines 200 --once --timeout 2m
     cargo run --release -- lab --machines 50 --once --kill-provider-every 3s
     cargo run --release -- lab --machines 50 --once --chaos --timeout 5m
