@@ -39,6 +39,8 @@ use source::Source;
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
 /// Faults that are kept for the page; the log has all.
 const MAX_FAULTS: usize = 32;
+/// How the fault begins that is none any more when the hardware watchdog comes.
+const NO_WATCHDOG: &str = "no hardware watchdog yet";
 /// What init listens to; everything else that can be blocked means nothing to PID 1.
 const SIGNALS: [Number; 7] = [
     Number::SIGCHLD,
@@ -178,10 +180,22 @@ impl Init {
     /// That this is called shows that the loop turns.
     fn feed_watchdog(&mut self) {
         let now = Uptime::now();
+        let before = self.watchdog.timeout();
         match self.watchdog.turn(now, self.supervisor.feeds(now)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => self.fault(&format!("hardware watchdog: {error}")),
             Ok(()) | Err(_) => {}
         }
+        if before.is_none() {
+            self.welcome_watchdog();
+        }
+    }
+
+    /// Says that there is a hardware watchdog, if there is.
+    fn welcome_watchdog(&mut self) {
+        let Some(timeout) = self.watchdog.timeout() else { return };
+        // Its module may come late.
+        self.faults.retain(|fault| !fault.starts_with(NO_WATCHDOG));
+        self.log.line(Level::Info, &format!("the hardware watchdog runs, with {} s", timeout.as_secs()));
     }
 
     /// Takes away all children that ended: one SIGCHLD may stand for many.

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal as Number;
 
 use super::cgroups::{self, Group};
 use super::log::{Level, Log};
-use super::{Init, SYNC_LIMIT, jitter, notify, reboot_or_sleep, record};
+use super::{Init, NO_WATCHDOG, SYNC_LIMIT, jitter, notify, reboot_or_sleep, record};
 use crate::config;
 use crate::secret::Secret;
 use crate::supervise::cmdline::{MAX_LINE, Parameters, words};
@@ -36,8 +36,9 @@ impl Init {
             Action::Orient => return Some(self.orient()),
             Action::OpenWatchdog => {
                 if let Err(error) = self.watchdog.start(Uptime::now(), self.parameters.watchdog) {
-                    self.fault(&format!("no hardware watchdog yet: {error}"));
+                    self.fault(&format!("{NO_WATCHDOG}: {error}"));
                 }
+                self.welcome_watchdog();
             }
             Action::MakeDirectory(plan) => self.try_to(&format!("make {}", plan.path), make_directory(&plan)),
             Action::Link { path, target } => match symlink(target, path) {

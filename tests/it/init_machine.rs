@@ -200,6 +200,7 @@ fn on_a_machine_memory_is_limited_settings_hold_and_the_watchdog_bites() {
     let all = log.join("\n");
     assert!(says(&log, "the run before ended after ") && says(&log, "by reboot, asked by a signal; "), "{all}");
     assert!(says(&log, "tftp: signal 9") || says(&log, "tftp: code 0"), "{all}");
+    assert!(says(&log, "the hardware watchdog runs, with 10 s"), "{all}");
     // It lived through its watchdog's time, and nobody ended it in order.
     assert!(says(&log, "fact frozen") && !says(&log, "the run ends"), "{all}");
 
