@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pilotlight::app::{self, ServiceName};
 use pilotlight::bmc::cli::BmcArgs;
@@ -9,6 +10,7 @@ use pilotlight::config::{self, Config, Flags};
 use pilotlight::flash;
 use pilotlight::lab;
 use pilotlight::omni::proxy;
+use pilotlight::sys;
 use pilotlight::telemetry::{self, Output, Style};
 
 /// The small box in the rack that lights its servers: a bare-metal infrastructure provider for Omni.
@@ -67,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             let output = |debug| Output::JournalOr(Style::choose(debug));
             let (config, output) = configure(*flags, name.talks_to_omni(), output)?;
             telemetry::init(output, config.debug, name.as_str())?;
+            sys::seccomp::lock().context("the process can't be locked down")?;
             runtime()?.block_on(app::service(name, config))
         }
         Command::Lab(args) => runtime()?.block_on(lab::run(args)),

@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 
 use super::log::{Level, Log};
+use crate::supervise::control::RESET_FLAG;
+use crate::supervise::mounts::INIT_STATE_DIR;
 use crate::supervise::storage::{Action, Check, Content, Event, LOOKED_AT, Preparation, Refusal};
 use crate::sys::{block, mount};
 
@@ -36,6 +38,14 @@ pub(super) fn prepare(partition: &Path, reset: bool, log: &Log) -> bool {
             }
             Action::Mount => Event::Mounted(mount_data(partition, log)),
             Action::Check(check) => Event::Checked(run_check(partition, check, log)),
+            // Init keeps the wish on the partition itself; making it anew ends the wish.
+            Action::Grow if Path::new(INIT_STATE_DIR).join(RESET_FLAG).exists() => {
+                if let Err(error) = mount::unmount(Path::new(DATA)) {
+                    log.line(Level::Error, &format!("cannot unmount {DATA}: {error}"));
+                }
+                preparation = Preparation::default();
+                Event::Looked { content: Content::Clean, reset: true }
+            }
             Action::Grow => {
                 if let Err(error) = grow(partition, log) {
                     log.line(Level::Error, &format!("the data partition stays as small as it is: {error}"));

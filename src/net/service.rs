@@ -80,7 +80,9 @@ pub async fn run(paths: Paths, ends: Ends, cancel: CancellationToken) -> anyhow:
     let kernel = Kernel::open()?;
     let (record, trouble) = match disk::read::<Record>(&paths.state.join("network.json")) {
         Ok(record) => (record.unwrap_or_default(), None),
-        Err(error) => (Record::default(), Some(format!("the network configuration can't be read, DHCP counts: {error}"))),
+        Err(error) => {
+            (Record::default(), Some(format!("the network configuration can't be read, DHCP counts: {error}")))
+        }
     };
     let former = disk::read(&paths.state.join("addresses.json")).ok().flatten().unwrap_or_default();
     let Ends { requests, status, clock, surroundings } = ends;
@@ -467,7 +469,8 @@ impl Service {
 
     fn snapshot(&self) -> NetworkStatus {
         let shown = |link: &&Link| link.shape == Shape::Port || link.ours;
-        let missing = self.missing.iter().map(|(entry, mac)| format!("network.interfaces[{entry}]: there is no port {mac}"));
+        let missing =
+            self.missing.iter().map(|(entry, mac)| format!("network.interfaces[{entry}]: there is no port {mac}"));
         let trouble = self.lasting.iter().chain(self.troubles.values()).cloned().chain(missing).collect();
         NetworkStatus {
             hostname: self.hostname(),
@@ -492,7 +495,11 @@ impl Service {
             carrier: link.carrier,
             mtu: link.mtu,
             role: port.map(|port| port.plan.interface.role),
-            addresses: facts.addresses.iter().map(|(address, source)| AddressStatus { address: *address, source: *source }).collect(),
+            addresses: facts
+                .addresses
+                .iter()
+                .map(|(address, source)| AddressStatus { address: *address, source: *source })
+                .collect(),
             gateway: default.and_then(|(route, _)| route.via),
             dns: facts.dns,
             detail: match link.controller {

@@ -46,7 +46,10 @@ impl Site {
         let (inside, outside) = (site.inside(), site.outside());
         ip(&["netns", "add", &inside]);
         ip(&["netns", "add", &outside]);
-        ip(&["link", "add", PORT, "address", MAC, "netns", &inside, "type", "veth", "peer", "name", CABLE, "netns", &outside]);
+        ip(&[
+            "link", "add", PORT, "address", MAC, "netns", &inside, "type", "veth", "peer", "name", CABLE, "netns",
+            &outside,
+        ]);
         site.outside_ip(&["link", "set", "lo", "up"]);
         site.outside_ip(&["link", "set", CABLE, "up"]);
         Some(site)
