@@ -6,6 +6,7 @@
 
 mod client;
 mod frame;
+pub mod init;
 mod server;
 
 use std::io;
