@@ -4,6 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == pilotlight::init::PREPARE) {
+        pilotlight::init::prepare();
+        return ExitCode::SUCCESS;
+    }
     let arguments: Vec<_> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if std::process::id() != 1 {
         if arguments.get(1).is_some_and(|argument| argument == pilotlight::init::journal::ARGUMENT) {

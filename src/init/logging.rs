@@ -18,6 +18,7 @@ use super::log::{Level, Log};
 use crate::journal::{NATIVE_SOCKET, QUERY_SOCKET, STREAM_SOCKET, SYSLOG_SOCKET, UID};
 use crate::supervise::Exit;
 use crate::supervise::restart::History;
+use crate::supervise::seccomp::{self, Filter};
 use crate::supervise::services::SOCKETS_GID;
 use crate::sys::process::{self, Confinement, Wiring};
 use crate::time::Uptime;
@@ -26,6 +27,8 @@ use crate::wire::journal::{DEFAULT_PRIORITY, stream};
 /// What the kernel holds of messages while the journal restarts.
 const NATIVE_BUFFER: usize = 8 * 1024 * 1024;
 const OTHER_BUFFER: usize = 1024 * 1024;
+/// Files that the journal may hold open: connections, and what one message passes.
+const FILES: u64 = 1024;
 /// Init's own binary, wherever it lies by now.
 const PROGRAM: &str = "/proc/self/exe";
 
@@ -136,9 +139,17 @@ impl Logging {
         let arguments = self.sockets.iter().map(|(name, socket)| format!("{name}={}", socket.as_raw_fd()));
         let arguments: Vec<_> = std::iter::once(ARGUMENT.to_owned()).chain(arguments).collect();
         let inherited: Vec<BorrowedFd<'_>> = self.sockets.iter().map(|(_, socket)| socket.as_fd()).collect();
-        let confinement = Confinement { uid: UID, gid: UID, groups: vec![], capabilities: vec![] };
+        let confinement = Confinement {
+            uid: UID,
+            gid: UID,
+            groups: vec![],
+            capabilities: vec![],
+            files: FILES,
+            filter: seccomp::program(Filter { exec: true, packets: false, clock: false }),
+            cgroup: None,
+        };
         let wiring = Wiring { output: None, inherited: &inherited };
-        process::spawn(Path::new(PROGRAM), &arguments, &[], &confinement, wiring)
+        process::spawn(Path::new(PROGRAM), &arguments, &[], confinement, wiring)
     }
 }
 

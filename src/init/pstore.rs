@@ -10,8 +10,6 @@ use crate::time::UnixTime;
 
 /// Where the kernel shows it.
 pub(super) const SOURCE: &str = "/sys/fs/pstore";
-/// Where it is kept, by root.
-pub(super) const DIRECTORY: &str = "/data/pilotlight/crash";
 /// Most records that are taken at one boot; firmware holds a few.
 const MOST: usize = 32;
 /// Most octets of a record; a part of a dump has 64 KiB at most.

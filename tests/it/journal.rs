@@ -21,16 +21,14 @@ use pilotlight::journal::query::{Answer, Line, Query};
 use pilotlight::time::Uptime;
 use pilotlight::wire::journal::native::MAX_MESSAGE;
 
-use crate::init::{Program, Running, Setup};
+use crate::init::{Program, Running, Setup, service};
 use crate::peers;
 
 const SOON: Duration = Duration::from_secs(30);
 /// Says something on its output, as a panic would.
-const SERVICE: &str = r#"#!/bin/sh
-echo "last words of $2" >&2
-[ -n "$JOURNAL_STREAM" ] && echo "<4>$2 is connected"
-trap 'exit 0' TERM
-while :; do sleep 1000 & wait $!; done
+const LAST_WORDS: &str = r#"
+syswrite(STDERR, "last words of $name\n");
+syswrite(STDOUT, "<4>$name is connected\n") if $ENV{JOURNAL_STREAM};
 "#;
 
 struct TheBox(Running);
@@ -38,7 +36,9 @@ struct TheBox(Running);
 impl TheBox {
     fn start() -> Option<Self> {
         // In the test's own network: names of sockets without a file belong to it, and so an answer finds its way back.
-        let setup = Setup { program: Program::Script(SERVICE), flags: "", own_network: false, environment: &[] };
+        let script = service(LAST_WORDS);
+        let program = Program::Script(&script);
+        let setup = Setup { program, flags: "", arguments: &[], own_network: false, environment: &[] };
         let running = Running::start(&setup, |_| {})?;
         running.wait_for_log("journal: runs as ");
         Some(Self(running))
