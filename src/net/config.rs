@@ -27,7 +27,7 @@ pub const MTU: std::ops::RangeInclusive<u32> = 576..=9216;
 pub struct Network {
     /// One entry an interface. Empty: DHCP on every Ethernet port.
     pub interfaces: Vec<Interface>,
-    /// NTP servers by name or address. Empty: those of DHCP, and without them [`DEFAULT_NTP`](super::time::DEFAULT_NTP).
+    /// NTP servers by name or address. Empty: those of DHCP, and without them [`DEFAULT_NTP`](super::timekeeper::DEFAULT_NTP).
     pub ntp: Vec<String>,
 }
 
@@ -205,7 +205,8 @@ impl Network {
         }
         for (index, server) in self.ntp.iter().take(MOST_SERVERS).enumerate() {
             if !is_host(server) {
-                faults.add(format!("network.ntp[{index}]"), format!("{server:?} is neither a host name nor an address"));
+                faults
+                    .add(format!("network.ntp[{index}]"), format!("{server:?} is neither a host name nor an address"));
             }
         }
         faults.0
@@ -425,7 +426,11 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_schema_is_refused() {
-        for value in [json!({"interface": []}), json!({"interfaces": [{"addres": "1.2.3.4/8"}]}), json!({"interfaces": [{"mac": "x"}]})] {
+        for value in [
+            json!({"interface": []}),
+            json!({"interfaces": [{"addres": "1.2.3.4/8"}]}),
+            json!({"interfaces": [{"mac": "x"}]}),
+        ] {
             assert!(serde_json::from_value::<Network>(value.clone()).is_err(), "{value}");
         }
     }

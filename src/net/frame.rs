@@ -181,7 +181,8 @@ mod tests {
 
     /// The frame as a server would send it: with the ports the other way round.
     fn answer() -> Vec<u8> {
-        let mut octets = encode_dhcp(MAC, Destination::Broadcast { from: Ipv4Addr::UNSPECIFIED }, &message().encode().unwrap());
+        let mut octets =
+            encode_dhcp(MAC, Destination::Broadcast { from: Ipv4Addr::UNSPECIFIED }, &message().encode().unwrap());
         octets[34..38].copy_from_slice(&[0, 67, 0, 68]);
         octets
     }

@@ -102,7 +102,11 @@ impl Kernel {
         let routes: Result<Vec<_>, _> = self.handle.route().get(query).execute().try_collect().await;
         Ok(Routing {
             addresses: addresses.map_err(refused("list addresses"))?.iter().filter_map(address).collect(),
-            routes: routes.map_err(refused("list routes"))?.iter().filter_map(|message| route(message, index)).collect(),
+            routes: routes
+                .map_err(refused("list routes"))?
+                .iter()
+                .filter_map(|message| route(message, index))
+                .collect(),
         })
     }
 

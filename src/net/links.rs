@@ -132,10 +132,9 @@ pub fn plan(network: &Network, links: &[Link]) -> Plan {
                 }
                 found.into_iter().collect()
             }
-            (None, Match::Any) => links
-                .iter()
-                .filter(|link| link.shape == Shape::Port && !named.contains(&link.permanent))
-                .collect(),
+            (None, Match::Any) => {
+                links.iter().filter(|link| link.shape == Shape::Port && !named.contains(&link.permanent)).collect()
+            }
         };
         for base in bases {
             planner.carry(entry, interface, base);
@@ -289,7 +288,8 @@ mod tests {
     /// A kernel as far as links go: performs a step, or says why a real one would not.
     fn perform(links: &mut Vec<Link>, step: &LinkStep) -> Result<(), String> {
         let next = links.iter().map(|link| link.index).max().unwrap_or(0) + 1;
-        let at = |links: &[Link], index: u32| links.iter().position(|link| link.index == index).ok_or(format!("no {index}"));
+        let at =
+            |links: &[Link], index: u32| links.iter().position(|link| link.index == index).ok_or(format!("no {index}"));
         match step {
             LinkStep::Up(index) => {
                 let at = at(links, *index)?;
@@ -308,13 +308,19 @@ mod tests {
                 }
                 links[place].mtu = *mtu;
             }
-            LinkStep::AddBond(name, _) | LinkStep::AddVlan { name, .. } if links.iter().any(|link| link.name == *name) => {
+            LinkStep::AddBond(name, _) | LinkStep::AddVlan { name, .. }
+                if links.iter().any(|link| link.name == *name) =>
+            {
                 return Err(format!("{name} exists"));
             }
             LinkStep::AddBond(name, mode) => links.push(Link { ours: true, ..link(next, name, Shape::Bond(*mode)) }),
             LinkStep::AddVlan { name, parent, id } => {
                 let below = at(links, *parent)?;
-                let vlan = Link { ours: true, mtu: links[below].mtu, ..link(next, name, Shape::Vlan { parent: *parent, id: *id }) };
+                let vlan = Link {
+                    ours: true,
+                    mtu: links[below].mtu,
+                    ..link(next, name, Shape::Vlan { parent: *parent, id: *id })
+                };
                 links.push(vlan);
             }
             LinkStep::Join(port, bond) => {
@@ -385,7 +391,10 @@ mod tests {
         assert!(links[1..3].iter().all(|link| link.controller.is_some()));
         let lacp = network(json!([{"bond": {"mode": "802.3ad", "members": ["52:54:00:00:00:02"]}}]));
         settle(&lacp, &mut links);
-        assert_eq!(links.iter().filter(|link| link.ours).map(|link| &link.shape).collect::<Vec<_>>(), [&Shape::Bond(BondMode::Lacp)]);
+        assert_eq!(
+            links.iter().filter(|link| link.ours).map(|link| &link.shape).collect::<Vec<_>>(),
+            [&Shape::Bond(BondMode::Lacp)]
+        );
         assert_eq!(links[2].controller, None);
         settle(&Network::default(), &mut links);
         assert!(links.iter().all(|link| !link.ours && link.controller.is_none() && link.up));
@@ -402,17 +411,26 @@ mod tests {
         let port = prop_oneof![Just(Match::Any), (2_u8..6).prop_map(|last| Match::Mac(mac(last)))];
         let members = proptest::collection::btree_set(2_u8..6, 1..3);
         let bond = proptest::option::weighted(0.4, (members, any::<bool>()));
-        (port, proptest::option::of(1_u16..4), bond, proptest::option::of(1400_u32..9001)).prop_map(|(port, vlan, bond, mtu)| {
-            let bond = bond.map(|(members, lacp)| super::super::config::Bond {
-                mode: if lacp { BondMode::Lacp } else { BondMode::ActiveBackup },
-                members: members.into_iter().map(mac).collect(),
-            });
-            Interface { mac: if bond.is_some() { Match::Any } else { port }, vlan, bond, mtu, ..Interface::default() }
-        })
+        (port, proptest::option::of(1_u16..4), bond, proptest::option::of(1400_u32..9001)).prop_map(
+            |(port, vlan, bond, mtu)| {
+                let bond = bond.map(|(members, lacp)| super::super::config::Bond {
+                    mode: if lacp { BondMode::Lacp } else { BondMode::ActiveBackup },
+                    members: members.into_iter().map(mac).collect(),
+                });
+                Interface {
+                    mac: if bond.is_some() { Match::Any } else { port },
+                    vlan,
+                    bond,
+                    mtu,
+                    ..Interface::default()
+                }
+            },
+        )
     }
 
     fn site() -> impl Strategy<Value = Network> {
-        let network = proptest::collection::vec(interface(), 0..4).prop_map(|interfaces| Network { interfaces, ntp: vec![] });
+        let network =
+            proptest::collection::vec(interface(), 0..4).prop_map(|interfaces| Network { interfaces, ntp: vec![] });
         network.prop_filter("without faults", |network| {
             // Several MTUs on one port contend, which is a person's mistake and not a step's.
             let mtus: BTreeSet<_> = network.interfaces.iter().filter_map(|interface| interface.mtu).collect();

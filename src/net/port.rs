@@ -112,8 +112,8 @@ impl Port {
     /// A port without carrier. `seed` makes its random choices.
     pub fn new(settings: Settings, seed: u64) -> Self {
         let own = settings.own;
-        let dhcp = (settings.interface.mode == Mode::Dhcp)
-            .then(|| Client::new(own, &settings.hostname, settings.former));
+        let dhcp =
+            (settings.interface.mode == Mode::Dhcp).then(|| Client::new(own, &settings.hostname, settings.former));
         let (claim, link_local) = (None, LinkLocal::new(own));
         Self { settings, dhcp, claim, link_local, jitter: Jitter::new(seed), carrier: false, taken: None }
     }

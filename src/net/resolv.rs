@@ -27,7 +27,8 @@ mod tests {
 
     #[test]
     fn three_servers_are_read() {
-        let servers: Vec<IpAddr> = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"].map(|text| text.parse().unwrap()).into();
+        let servers: Vec<IpAddr> =
+            ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3"].map(|text| text.parse().unwrap()).into();
         let expected = "search rack.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\nnameserver 192.0.2.2\n\
                         options timeout:2 attempts:2\n";
         assert_eq!(text(&servers, Some("rack.example")), expected);

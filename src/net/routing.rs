@@ -93,7 +93,8 @@ mod tests {
     }
 
     fn routing() -> impl Strategy<Value = Routing> {
-        let prefix = (0_u32..6, 20_u8..24).prop_map(|(host, len)| Prefix::new((0x0a00_0000 + host).into(), len).unwrap());
+        let prefix =
+            (0_u32..6, 20_u8..24).prop_map(|(host, len)| Prefix::new((0x0a00_0000 + host).into(), len).unwrap());
         let route = (prefix.clone(), proptest::option::of(0_u32..4), 100_u32..102)
             .prop_map(|(to, via, metric)| (Route { to: to.network(), via: via.map(Ipv4Addr::from) }, metric));
         (proptest::collection::btree_set(prefix, 0..5), proptest::collection::btree_set(route, 0..5)).prop_map(

@@ -74,13 +74,7 @@ pub const KEY_VARIABLES: [&str; 2] = ["SIDERO_SERVICE_ACCOUNT_KEY", "OMNI_SERVIC
 
 /// Every service, each after those that it depends on.
 pub const SERVICES: &[Service] = &[
-    Service {
-        name: "net",
-        uid: 901,
-        capabilities: &[NetAdmin, NetRaw, SysTime],
-        environment: &[],
-        depends_on: &[],
-    },
+    Service { name: "net", uid: 901, capabilities: &[NetAdmin, NetRaw, SysTime], environment: &[], depends_on: &[] },
     Service { name: "store", uid: 902, capabilities: &[], environment: &[], depends_on: &[] },
     Service { name: "images", uid: 903, capabilities: &[], environment: &[], depends_on: &["store"] },
     Service {

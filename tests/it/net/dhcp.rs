@@ -8,16 +8,21 @@ const RANGE: &str = "192.0.2.50,192.0.2.99,255.255.255.0,1h";
 #[tokio::test]
 async fn a_box_gets_everything_from_a_server_and_link_local_besides() {
     let (true, Some(mut site)) = (peers::require("dnsmasq", "dnsmasq-base"), Site::open("dhcp")) else { return };
-    site.start_dnsmasq("192.0.2.1/24", RANGE, &[
-        "--dhcp-option=option:router,192.0.2.254",
-        "--dhcp-option=option:dns-server,192.0.2.2,192.0.2.3",
-        "--dhcp-option=option:domain-name,rack.example",
-        "--dhcp-option=option:ntp-server,192.0.2.4",
-        "--dhcp-option=option:classless-static-route,0.0.0.0/0,192.0.2.253,10.7.0.0/16,192.0.2.252",
-        "--dhcp-option=option:mtu,1400",
-    ]);
+    site.start_dnsmasq(
+        "192.0.2.1/24",
+        RANGE,
+        &[
+            "--dhcp-option=option:router,192.0.2.254",
+            "--dhcp-option=option:dns-server,192.0.2.2,192.0.2.3",
+            "--dhcp-option=option:domain-name,rack.example",
+            "--dhcp-option=option:ntp-server,192.0.2.4",
+            "--dhcp-option=option:classless-static-route,0.0.0.0/0,192.0.2.253,10.7.0.0/16,192.0.2.252",
+            "--dhcp-option=option:mtu,1400",
+        ],
+    );
     site.start_net();
-    let status = site.until("an address of each kind", |status| has(status, "192.0.2.") && has(status, "169.254.")).await;
+    let status =
+        site.until("an address of each kind", |status| has(status, "192.0.2.") && has(status, "169.254.")).await;
     assert_eq!(status.hostname, "pilotlight-abcdef");
     assert_eq!(status.links.len(), 1);
     assert_eq!(status.links[0].gateway, Some([192, 0, 2, 253].into()), "option 121 rules");
@@ -98,7 +103,11 @@ async fn without_a_server_the_box_is_reachable_at_its_link_local_address() {
     let status = site.until("a link-local address", |status| has(status, "169.254.")).await;
     let address = addresses(&status)[0].replace("/16", "");
     site.see("an answer", |site| {
-        let asked = site.command(&site.outside(), "bash").args(["-c", &format!("exec 3<>/dev/tcp/{address}/9")]).output().unwrap();
+        let asked = site
+            .command(&site.outside(), "bash")
+            .args(["-c", &format!("exec 3<>/dev/tcp/{address}/9")])
+            .output()
+            .unwrap();
         String::from_utf8_lossy(&asked.stderr).contains("refused")
     })
     .await;
