@@ -4,6 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == pilotlight::init::PREPARE) {
+        pilotlight::init::prepare();
+        return ExitCode::SUCCESS;
+    }
     if std::process::id() != 1 {
         // Nobody is there to be told when stderr is closed.
         let _ = writeln!(std::io::stderr(), "init: I am the first process of the appliance and run as PID 1 only");

@@ -82,13 +82,23 @@ impl fmt::Display for Directory {
     }
 }
 
+/// Where init keeps the record of its runs.
+pub const INIT_STATE_DIR: &str = "/data/pilotlight/init";
+
 /// Every directory that the services need, parents first.
 ///
 /// The set-group-ID bit of a runtime directory gives its sockets the group that may connect.
 pub fn directories() -> Vec<Directory> {
     let root = |path: &str| Directory { path: path.to_owned(), uid: 0, gid: 0, mode: 0o755 };
-    let mut all = vec![root("/run/pilotlight"), root("/run/systemd"), root("/run/systemd/journal")];
+    let mut all = vec![
+        root("/run/pilotlight"),
+        root("/run/pilotlight/notify"),
+        root("/run/systemd"),
+        root("/run/systemd/journal"),
+    ];
     all.extend([root("/data"), root("/data/pilotlight")]);
+    // What init keeps is nobody else's.
+    all.push(Directory { mode: 0o700, ..root(INIT_STATE_DIR) });
     for service in SERVICES {
         let (uid, gid) = (service.uid, service.uid);
         all.push(Directory { path: service.runtime_dir(), uid, gid: SOCKETS_GID, mode: 0o2750 });

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use dhcproto::v4;
 use dhcproto::v4::borrowed;
-use dhcproto::v4::{self, DhcpOption, OptionCode, UnknownOption};
 use dhcproto::{Encodable, Encoder};
 
 /// The longest datagram that is looked at. An Ethernet frame carries no more, and nested options cost stack.
@@ -74,6 +74,8 @@ pub const MACHINE_ID: u8 = 97;
 pub const CLASSLESS_ROUTES: u8 = 121;
 /// Encapsulated options of iPXE.
 pub const IPXE_OPTIONS: u8 = 175;
+/// Ends the options.
+const END: u8 = 255;
 
 /// The options that a decoded message keeps; the rest is dropped.
 const KEPT: [u8; 26] = [
@@ -375,11 +377,13 @@ impl Message {
         if !self.file.is_empty() {
             message.set_fname(&self.file);
         }
-        for (code, data) in &self.options {
-            message.opts_mut().insert(DhcpOption::Unknown(UnknownOption::new(OptionCode::from(*code), data.clone())));
-        }
         let mut octets = Vec::with_capacity(MIN_OCTETS);
         let encoded = message.encode(&mut Encoder::new(&mut octets));
+        let (relayed, plain): (Vec<_>, Vec<_>) = self.options.iter().partition(|(code, _)| **code == RELAY_INFORMATION);
+        for (code, data) in plain.into_iter().chain(relayed) {
+            put_option(&mut octets, *code, data);
+        }
+        octets.push(END);
         if encoded.is_err() || octets.len() > MAX_OCTETS {
             return Err(Unencodable::TooLong { have: octets.len() });
         }
@@ -436,6 +440,19 @@ impl Message {
             rest = next;
         }
         classes
+    }
+}
+
+/// Appends one option, in fragments of at most 255 octets (RFC 3396); without data it is one empty fragment.
+///
+/// dhcproto's own list is not used for this: it writes option 82 twice when its data is given as octets.
+fn put_option(octets: &mut Vec<u8>, code: u8, data: &[u8]) {
+    if data.is_empty() {
+        octets.extend_from_slice(&[code, 0]);
+    }
+    for fragment in data.chunks(usize::from(u8::MAX)) {
+        octets.extend_from_slice(&[code, fragment.len() as u8]);
+        octets.extend_from_slice(fragment);
     }
 }
 
@@ -501,6 +518,18 @@ mod tests {
         let mut long = discover();
         long.options.insert(BOOT_FILE, vec![b'x'; 1400]);
         assert!(matches!(long.encode(), Err(Unencodable::TooLong { .. })));
+    }
+
+    #[test]
+    fn relay_information_comes_once_and_last() {
+        let mut message = discover();
+        message.options.insert(RELAY_INFORMATION, vec![1, 2, 0xaa, 0xbb]);
+        message.options.insert(IPXE_OPTIONS, vec![16, 1, 1]);
+        let octets = message.encode().unwrap();
+        let echoed = [RELAY_INFORMATION, 4, 1, 2, 0xaa, 0xbb];
+        assert_eq!(octets.windows(echoed.len()).filter(|window| *window == echoed).count(), 1);
+        let end = octets.iter().rposition(|octet| *octet == END).unwrap();
+        assert_eq!(octets[end - echoed.len()..end], echoed);
     }
 
     #[test]
