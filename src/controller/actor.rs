@@ -340,7 +340,7 @@ impl Actor {
         if !confirmed(self.site.records.mirror(), Uptime::now()) {
             return;
         }
-        let initialized = recorded.initialized || self.site.rack.sighting(&self.id).is_some() || self.agent();
+        let initialized = recorded.initialized || !self.site.rack.addresses(&self.id).is_empty() || self.agent();
         if initialized {
             let status = publish::machine_status(self.agent(), self.power, true);
             let octets = prost::Message::encode_to_vec(&status).into();

@@ -4,6 +4,7 @@
 
 mod act;
 mod actor;
+pub mod addresses;
 pub mod desk;
 pub mod orphans;
 pub mod publish;
@@ -56,8 +57,8 @@ pub async fn run(
 ) -> Result<(), records::Error> {
     match records.sightings().load(UnixTime::now()).await {
         Ok(seen) => {
-            for (id, sighting) in seen {
-                rack.restore(&id, sighting, Uptime::now());
+            for (id, addresses) in seen {
+                rack.restore(&id, addresses, Uptime::now());
             }
         }
         // Machines that were booting must boot again then; the others are not concerned.
@@ -97,7 +98,7 @@ pub async fn run(
                     actors.changed(&change.kind, &change.id, &mut unfinished);
                 }
             }
-            event = tunnel_events.next() => heard(&rack, &event),
+            event = tunnel_events.next() => heard(&rack, &records, &event).await,
             _ = look.tick() => {
                 let is_confirmed = records::confirmed(records.mirror(), Uptime::now());
                 if is_confirmed && !was_confirmed {
@@ -222,8 +223,15 @@ impl Actors {
     }
 }
 
-fn heard(rack: &Rack, event: &TunnelEvent) {
+async fn heard(rack: &Rack, records: &Records, event: &TunnelEvent) {
     let machine = &event.machine;
+    if let TunnelState::Opened { peer } = &event.state
+        && records.desired(machine).is_some()
+        && let Some(addresses) = rack.served(machine, peer.ip(), Uptime::now(), UnixTime::now())
+        && let Err(error) = records.sightings().keep(machine, &addresses).await
+    {
+        tracing::warn!(%machine, error = %chain(&error), "where the agent works from is not kept");
+    }
     let what = match &event.state {
         TunnelState::Opened { peer } => {
             tracing::info!(%machine, %peer, "agent connected");

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{Notify, watch};
 
+use super::addresses::{Addresses, Sighting};
 use crate::machine::{MachineId, PowerState};
 use crate::status::{self, Stage};
 use crate::time::{UnixTime, Uptime};
@@ -16,15 +17,6 @@ use crate::time::{UnixTime, Uptime};
 const TIMELINE_CAP: usize = 40;
 /// Machines kept that Omni does not know: a stranger can make up as many UUIDs as he likes.
 const STRANGERS_CAP: usize = 256;
-
-/// A network boot as it was seen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sighting {
-    /// MAC address of the NIC, as iPXE spelt it, or empty.
-    pub mac: String,
-    /// Address that the request came from.
-    pub address: IpAddr,
-}
 
 /// What one machine's plan last came to.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +49,7 @@ struct Entry {
     known: bool,
     /// Whether a task waits on `wake`: such an entry must stay, or the task would never be woken again.
     driven: bool,
-    sighting: Option<Sighting>,
+    addresses: Addresses,
     sign_of_life: Uptime,
     /// When the machine was last sent to its agent, or its agent came or went.
     agent_due: Option<Uptime>,
@@ -99,12 +91,11 @@ impl Rack {
         now: Uptime,
     ) -> &'a mut Entry {
         if !entries.contains_key(id) {
-            let strange = |entry: &Entry| !entry.known && !entry.driven;
-            let strangers = entries.values().filter(|entry| strange(entry)).count();
+            let strangers = entries.values().filter(|entry| entry.is_stranger()).count();
             if strangers >= STRANGERS_CAP {
                 let oldest = entries
                     .iter()
-                    .filter(|(_, entry)| strange(entry))
+                    .filter(|(_, entry)| entry.is_stranger())
                     .min_by_key(|(_, entry)| entry.sign_of_life)
                     .map(|(id, _)| id.clone());
                 if let Some(oldest) = oldest {
@@ -115,22 +106,37 @@ impl Rack {
         entries.entry(id.clone()).or_insert_with(|| Box::new(Entry::new(now)))
     }
 
-    /// A machine asked what to boot.
-    pub fn saw_boot(&self, id: &MachineId, sighting: Sighting, what: String, now: Uptime, at: UnixTime) {
+    /// A machine asked what to boot. Returns its addresses if this one is new.
+    pub fn saw_boot(
+        &self,
+        id: &MachineId,
+        sighting: Sighting,
+        what: String,
+        now: Uptime,
+        at: UnixTime,
+    ) -> Option<Addresses> {
         let mut entries = self.lock();
         let entry = self.entry(&mut entries, id, now);
-        entry.sighting = Some(sighting);
+        let news = entry.addresses.booted(sighting, at).then(|| entry.addresses.clone());
         entry.sign_of_life = now;
         push(&mut entry.timeline, at, what.into());
         entry.wake.notify_one();
         drop(entries);
         self.changed.send_replace(());
+        news
     }
 
-    /// A sighting of the last run: the machine may still be booting. One of this run is newer.
-    pub fn restore(&self, id: &MachineId, sighting: Sighting, now: Uptime) {
+    /// The agent of a machine that Omni knows has a tunnel from `address`. Returns its addresses if that is new.
+    pub fn served(&self, id: &MachineId, address: IpAddr, now: Uptime, at: UnixTime) -> Option<Addresses> {
         let mut entries = self.lock();
-        self.entry(&mut entries, id, now).sighting.get_or_insert(sighting);
+        let entry = self.entry(&mut entries, id, now);
+        entry.addresses.served(address, at).then(|| entry.addresses.clone())
+    }
+
+    /// Addresses of the last run: the machine may still be booting. Those of this run are newer.
+    pub fn restore(&self, id: &MachineId, earlier: Addresses, now: Uptime) {
+        let mut entries = self.lock();
+        self.entry(&mut entries, id, now).addresses.restore(earlier);
     }
 
     /// Something else was heard of a machine: its tunnel opened or closed, it was powered.
@@ -182,14 +188,14 @@ impl Rack {
         self.changed.send_replace(());
     }
 
-    /// Where the machine last booted from, since this process started.
-    pub fn sighting(&self, id: &MachineId) -> Option<Sighting> {
-        self.lock().get(id)?.sighting.clone()
+    /// Where the machine may dial in from: where it booted lately and where its agent worked.
+    pub fn addresses(&self, id: &MachineId) -> Addresses {
+        self.lock().get(id).map(|entry| entry.addresses.clone()).unwrap_or_default()
     }
 
-    /// Whether some machine booted from `address` since this process started.
+    /// Whether some machine booted from `address` lately.
     pub fn booted_from(&self, address: IpAddr) -> bool {
-        self.lock().values().any(|entry| entry.sighting.as_ref().is_some_and(|sighting| sighting.address == address))
+        self.lock().values().any(|entry| entry.addresses.counts(address))
     }
 
     /// Whether anything was heard of the machine.
@@ -230,8 +236,8 @@ impl Rack {
                     .unwrap_or_default(),
                 next_attempt: entry.report.next_attempt,
                 trouble: entry.report.trouble.clone(),
-                mac: entry.sighting.as_ref().map(|sighting| sighting.mac.clone()).unwrap_or_default(),
-                address: entry.sighting.as_ref().map(|sighting| sighting.address.to_string()).unwrap_or_default(),
+                mac: entry.addresses.last().map(|sighting| sighting.mac.clone()).unwrap_or_default(),
+                address: entry.addresses.last().map(|sighting| sighting.address.to_string()).unwrap_or_default(),
                 bmc: entry.report.bmc.clone(),
                 cluster: entry.report.cluster.clone(),
                 timeline: entry.timeline.iter().map(Moment::shown).collect(),
@@ -245,13 +251,18 @@ impl Entry {
         Self {
             known: false,
             driven: false,
-            sighting: None,
+            addresses: Addresses::default(),
             sign_of_life: now,
             agent_due: None,
             report: Report::default(),
             timeline: VecDeque::new(),
             wake: Arc::default(),
         }
+    }
+
+    /// No task drives it, and neither Omni nor the last run knew it.
+    fn is_stranger(&self) -> bool {
+        !self.known && !self.driven && !self.addresses.iter().any(|seen| seen.served)
     }
 }
 

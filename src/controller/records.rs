@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::sightings::Sightings;
+use super::sightings::{self, Sightings};
 use crate::machine::{BmcRecord, Desired, MachineId, Recorded};
 use crate::omni::mirror::Freshness;
 use crate::omni::{self, Mirror, State};
@@ -524,7 +524,7 @@ impl Records {
     /// Drops what the local store holds of a machine: its intent, and what Omni was still to be told.
     async fn forget(&self, id: &MachineId) -> Result<(), Error> {
         let unsent: Vec<_> = self.unsent().keys().filter(|(machine, _)| machine == id).cloned().collect();
-        let mut batch = intents::cleared(Batch::new(), id);
+        let mut batch = intents::cleared(Batch::new(), id).remove(Tree::Meta, sightings::key(id));
         for (_, record) in &unsent {
             batch = batch.remove(Tree::Meta, unsent_key(id, *record));
         }
