@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn client(path: &Path) -> Client<u64, Vec<u64>> {
-        Client::new(path, Duration::from_secs(10))
+        Client::new(path, Duration::from_secs(60))
     }
 
     #[tokio::test]

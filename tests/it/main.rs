@@ -1,6 +1,7 @@
 #![cfg(test)]
 //! The one integration binary: a second would link the whole library again.
 
+mod agent_interop;
 mod appliance;
 mod chaos;
 mod cli;
@@ -23,10 +24,10 @@ mod netboot_http;
 mod netboot_images;
 mod netboot_tftp;
 mod omni_client;
-mod omni_go;
 mod omni_interop;
+mod omni_library_interop;
 mod omni_script;
-mod omnictl;
+mod omnictl_interop;
 mod page;
 mod peers;
 mod raw_state;
