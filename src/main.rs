@@ -9,6 +9,7 @@ use pilotlight::config::{self, Config, Flags};
 use pilotlight::lab;
 use pilotlight::omni::proxy;
 use pilotlight::telemetry::{self, Output, Style};
+use pilotlight::update::cli::BundleArgs;
 
 /// The small box in the rack that lights its servers: a bare-metal infrastructure provider for Omni.
 #[derive(Parser)]
@@ -37,6 +38,8 @@ enum Command {
     Lab(lab::Args),
     /// Ask one BMC over IPMI: power state, on, off, cycle, one-time PXE boot
     Bmc(BmcArgs),
+    /// Make and inspect signed update bundles, and the state partition of a new disk
+    Bundle(BundleArgs),
     /// Play the operating system of a virtual machine in the end-to-end test
     #[command(hide = true)]
     Guest,
@@ -68,6 +71,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Lab(args) => runtime()?.block_on(lab::run(args)),
         Command::Bmc(args) => runtime()?.block_on(pilotlight::bmc::cli::run(args)),
+        Command::Bundle(args) => pilotlight::update::cli::run(args),
         Command::Guest => runtime()?.block_on(lab::guest::run(config::variable(lab::guest::CONSENT))),
     }
 }

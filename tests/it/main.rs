@@ -32,3 +32,4 @@ mod takeover;
 mod telemetry;
 mod tunnel;
 mod tunnel_interop;
+mod update;

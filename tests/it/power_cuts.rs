@@ -127,7 +127,7 @@ fn a_cut_while_a_record_is_stored_keeps_what_was_committed() {
         COMMITS.iter().map(|at| (*at, commit)).chain(TRIES_AT.iter().map(|at| (*at, tries))).collect();
     let mut recorder = Recorder { now, log: Vec::new() };
     let mut counts = [0usize; 2];
-    for step in 0..300 {
+    for step in 0..1000 {
         let before = recorder.now.clone();
         let found = load(&mut recorder);
         let (_, standing) = found.commit().expect("it was stored");

@@ -192,7 +192,7 @@ fn damaged(count: u64) -> Vec<Case> {
     let mut dice = Dice(0x5eed_cafe_f00d_1234);
     let mut cases = Vec::new();
     for _ in 0..count {
-        let mut commit = |dice: &mut Dice| {
+        let commit = |dice: &mut Dice| {
             let commit = Commit {
                 sequence: [1, 9, 10, 99, 100, Commit::LAST][usize::try_from(dice.below(6)).expect("small")],
                 slot: if dice.flip() { Slot::B } else { Slot::A },
@@ -205,7 +205,7 @@ fn damaged(count: u64) -> Vec<Case> {
             garbled(dice, commit.encode())
         };
         let (c1, c2) = (commit(&mut dice), commit(&mut dice));
-        let mut record = |dice: &mut Dice| {
+        let record = |dice: &mut Dice| {
             let small = |dice: &mut Dice, end| u8::try_from(dice.below(end)).expect("small");
             let record = Try {
                 count: small(dice, 100),
