@@ -31,4 +31,5 @@ pub mod omni;
 pub mod store;
 pub mod sys;
 pub mod telemetry;
+pub mod update;
 pub mod web;

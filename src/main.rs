@@ -12,6 +12,7 @@ use pilotlight::lab;
 use pilotlight::omni::proxy;
 use pilotlight::sys;
 use pilotlight::telemetry::{self, Output, Style};
+use pilotlight::update::cli::BundleArgs;
 
 /// The small box in the rack that lights its servers: a bare-metal infrastructure provider for Omni.
 #[derive(Parser)]
@@ -42,6 +43,8 @@ enum Command {
     Bmc(BmcArgs),
     /// Write the appliance's image to a disk or stick, and read it back
     Flash(flash::Args),
+    /// Make and inspect signed update bundles, and the state partition of a new disk
+    Bundle(BundleArgs),
     /// Play the operating system of a virtual machine in the end-to-end test
     #[command(hide = true)]
     Guest,
@@ -75,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Lab(args) => runtime()?.block_on(lab::run(args)),
         Command::Bmc(args) => runtime()?.block_on(pilotlight::bmc::cli::run(args)),
         Command::Flash(args) => flash::run(&args),
+        Command::Bundle(args) => pilotlight::update::cli::run(args),
         Command::Guest => runtime()?.block_on(lab::guest::run(config::variable(lab::guest::CONSENT))),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{Running, allowed, socket};
 use crate::config::Config;
@@ -12,6 +13,7 @@ use crate::ipc;
 use crate::net::service::{self, Ends, Paths, Surroundings};
 use crate::net::status::{ClockStatus, NetworkStatus};
 use crate::net::trial::{Refused, Request};
+use crate::net::{mdns, timekeeper};
 
 /// Requests that wait to be carried out.
 const REQUESTS: usize = 8;
@@ -41,10 +43,20 @@ pub(super) fn start(config: &Config, running: &mut Running) -> anyhow::Result<()
     let cancel = running.cancel.clone();
     let (asker, requests) = mpsc::channel(REQUESTS);
     let (status, shown) = watch::channel(Arc::new(NetworkStatus::default()));
-    let (_clock, clock) = watch::channel(ClockStatus::default());
-    let (surroundings, _) = watch::channel(Surroundings::default());
-    let ends = Ends { requests, status, clock, surroundings };
-    running.spawn("net", service::run(paths, ends, cancel.clone()));
+    let (time, clock) = watch::channel(ClockStatus::default());
+    let (surroundings, seen) = watch::channel(Surroundings::default());
+    if config.manage_network {
+        let omni = config.omni.endpoint.parse().ok();
+        running.spawn("clock", timekeeper::run(seen.clone(), omni, time, cancel.clone()));
+        running.spawn("names", mdns::run(seen, cancel.clone()));
+        running.spawn("net", service::run(paths, Ends { requests, status, clock, surroundings }, cancel.clone()));
+    } else {
+        // On a machine that has an operating system of its own, that one sees to it.
+        tracing::info!("the network is left as it is; with --manage-network this service sets it");
+        let trouble = vec!["the network is not this box' own to set: --manage-network is not given".to_owned()];
+        status.send_replace(Arc::new(NetworkStatus { trouble, ..NetworkStatus::default() }));
+        running.spawn("net", refuse(requests, cancel.clone()));
+    }
     let answer = move |_: ipc::Peer, request: NetRequest| {
         let (shown, asker) = (shown.clone(), asker.clone());
         async move { answer(request, shown, asker).await }
@@ -55,6 +67,20 @@ pub(super) fn start(config: &Config, running: &mut Running) -> anyhow::Result<()
         Ok(())
     });
     Ok(())
+}
+
+/// Refuses every change until `cancel`.
+async fn refuse(mut requests: mpsc::Receiver<service::Asked>, cancel: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        // Cancel-safe: a request that is not received stays in the channel.
+        tokio::select! {
+            () = cancel.cancelled() => return Ok(()),
+            Some((_, answer)) = requests.recv() => {
+                // Whoever asked may be gone.
+                let _ = answer.send(Err(Refused::NotOurs));
+            }
+        }
+    }
 }
 
 async fn answer(
@@ -68,7 +94,7 @@ async fn answer(
             let (answer, answered) = oneshot::channel();
             // The service ends only with its process.
             let _ = asker.send((change, answer)).await;
-            NetResponse::Changed(answered.await.unwrap_or_else(|_| Err(Refused::Disk("the service ends".to_owned()))))
+            NetResponse::Changed(answered.await.unwrap_or(Err(Refused::Ending)))
         }
     }
 }

@@ -8,13 +8,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::log::{Level, Log};
+use crate::slots::{TRIES_AT, Try};
 use crate::supervise::disk::{self, Disk, NoDisk, Origin, Repair, STATE, Tables};
 use crate::sys::block;
 use crate::wire::gpt::{Header, Invalid, Partition, SECTOR, Table};
 
 const BLOCK: &str = "/sys/class/block";
-/// Where the records of the boot loader lie in the state partition, in sectors: see [`crate::slots`].
-const TRY_RECORDS: [u64; 2] = [768, 1024];
 
 /// Looks for the box's own disk among those that are there now.
 pub(super) fn find(origin: &Origin) -> Result<PathBuf, NoDisk> {
@@ -45,9 +44,9 @@ fn inspect(origin: &Origin, name: String) -> Option<Disk> {
     let stamp = |sector: &u64| {
         let mut octets = [0; SECTOR];
         file.read_exact_at(&mut octets, (state?.first + sector) * SECTOR as u64).ok()?;
-        disk::stamp(&octets).map(str::to_owned)
+        Try::decode(&octets).valid().map(|record| record.stamp.clone())
     };
-    let stamps = TRY_RECORDS.iter().filter_map(stamp).collect();
+    let stamps = TRIES_AT.iter().filter_map(stamp).collect();
     Some(Disk { name, has_slot, stamps })
 }
 

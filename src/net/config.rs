@@ -27,7 +27,7 @@ pub const MTU: std::ops::RangeInclusive<u32> = 576..=9216;
 pub struct Network {
     /// One entry an interface. Empty: DHCP on every Ethernet port.
     pub interfaces: Vec<Interface>,
-    /// NTP servers by name or address. Empty: those of DHCP, and without them [`DEFAULT_NTP`](super::time::DEFAULT_NTP).
+    /// NTP servers by name or address. Empty: those of DHCP, and without them [`DEFAULT_NTP`](super::timekeeper::DEFAULT_NTP).
     pub ntp: Vec<String>,
 }
 

@@ -121,7 +121,8 @@ pub fn plan(network: &Network, links: &[Link]) -> Plan {
     for (entry, interface) in interfaces.iter().enumerate() {
         let bases: Vec<&Link> = match (&interface.bond, interface.mac) {
             (Some(bond), _) => {
-                let name = format!("bond{bonds}");
+                // Not `bond0`: the kernel's module makes one of that name by itself.
+                let name = format!("lag{bonds}");
                 bonds += 1;
                 planner.bond(entry, &name, bond.mode, &bond.members).into_iter().collect()
             }
@@ -387,7 +388,7 @@ mod tests {
             .iter()
             .map(|port| links.iter().find(|link| link.index == port.index).unwrap().name.as_str())
             .collect();
-        assert_eq!(names, ["bond0", "eth2.20", "eth2"]);
+        assert_eq!(names, ["lag0", "eth2.20", "eth2"]);
         assert!(links[1..3].iter().all(|link| link.controller.is_some()));
         let lacp = network(json!([{"bond": {"mode": "802.3ad", "members": ["52:54:00:00:00:02"]}}]));
         settle(&lacp, &mut links);

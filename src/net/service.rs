@@ -18,6 +18,7 @@ use super::kernel::Kernel;
 use super::links::{self, Link, PortPlan, Shape};
 use super::mac::Mac;
 use super::port::{Facts, Note, Port, Settings, metric};
+use super::prefix::Prefix;
 use super::routing::{self, Routing, Step};
 use super::status::{AddressStatus, ClockStatus, LinkStatus, NetworkStatus, TrialStatus};
 use super::trial::{Record, Refused, Request, Trials};
@@ -67,8 +68,17 @@ pub struct Surroundings {
     pub ntp_configured: Vec<String>,
     /// NTP servers that DHCP named.
     pub ntp_offered: Vec<Ipv4Addr>,
-    /// Links that are up, by number: what names are answered with.
-    pub links: BTreeMap<u32, Vec<Ipv4Addr>>,
+    /// Links that are up, by number.
+    pub links: BTreeMap<u32, NamedLink>,
+}
+
+/// A link that is up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamedLink {
+    /// The kernel's name.
+    pub name: String,
+    /// Its IPv4 addresses.
+    pub addresses: Vec<Prefix>,
 }
 
 /// Runs until `cancel`.
@@ -453,7 +463,10 @@ impl Service {
             }
         }
         let up = |index: &u32| self.links.iter().any(|link| link.index == *index && link.carrier);
-        let addresses = |port: &Running| port.facts.addresses.iter().map(|(prefix, _)| prefix.address()).collect();
+        let named = |index: u32, port: &Running| NamedLink {
+            name: self.name(index),
+            addresses: port.facts.addresses.iter().map(|(prefix, _)| *prefix).collect(),
+        };
         Surroundings {
             hostname: status.hostname.clone(),
             ntp_configured: self.trials.active().ntp.clone(),
@@ -462,7 +475,7 @@ impl Service {
                 .ports
                 .iter()
                 .filter(|(index, _)| up(index))
-                .map(|(index, port)| (*index, addresses(port)))
+                .map(|(index, port)| (*index, named(*index, port)))
                 .collect(),
         }
     }

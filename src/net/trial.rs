@@ -57,6 +57,12 @@ pub enum Refused {
     /// There is nothing to return to.
     #[error("there is no earlier configuration")]
     Nothing,
+    /// The machine's network is another's to set.
+    #[error("the network is not this service's to set: --manage-network is not given")]
+    NotOurs,
+    /// The service is about to end.
+    #[error("the service ends")]
+    Ending,
     /// The disk did not take it: it would be gone after a power cut.
     #[error("it can't be kept: {0}")]
     Disk(String),
@@ -293,7 +299,8 @@ mod tests {
                     trials = next;
                 }
                 prop_assert_eq!(&trials.record().good, &good);
-                prop_assert_eq!(Trials::resume(trials.record(), 0).active(), &good);
+                let resumed = Trials::resume(trials.record(), 0);
+                prop_assert_eq!(resumed.active(), &good);
                 let later = now + WINDOW;
                 let returned = trials.on_deadline(later).unwrap_or_else(|| trials.clone());
                 prop_assert_eq!(returned.active(), &good);

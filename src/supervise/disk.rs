@@ -39,13 +39,6 @@ impl Origin {
     }
 }
 
-/// What the boot loader's record in `sector` gives as its stamp: an environment block of GRUB, lines of `name=value`.
-pub fn stamp(sector: &[u8]) -> Option<&str> {
-    let lines = sector.split(|octet| *octet == b'\n');
-    let stamp = lines.filter_map(|line| line.strip_prefix(b"stamp=")).next()?;
-    std::str::from_utf8(stamp).ok().filter(|stamp| !stamp.is_empty())
-}
-
 /// A disk with a partition table that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -242,14 +235,6 @@ mod tests {
         let twin = disk("sdd", true, Some("9"));
         assert_eq!(own(&origin, &[ours, twin]), Err(NoDisk::Ambiguous(vec!["sda".into(), "sdd".into()])));
         assert_eq!(own(&Origin::default(), &[]), Err(NoDisk::NotNamed));
-    }
-
-    #[test]
-    fn the_stamp_is_a_line_of_the_record() {
-        let block = b"# GRUB Environment Block\nc=07\nstamp=ab.07.2026.11.21\nd=07\n####";
-        assert_eq!(stamp(block), Some("ab.07.2026.11.21"));
-        assert_eq!(stamp(b"c=07\nstamp=\n"), None);
-        assert_eq!(stamp(b"xstamp=1\nstamp=\xff\n"), None);
     }
 
     #[test]

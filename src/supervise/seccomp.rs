@@ -3,7 +3,7 @@
 //! A list of what is denied, not of what is allowed: libc, the runtime and the store differ by build and version in the calls
 //! that they make, and a box that breaks on an update is worse than one with a few harmless calls more. What is denied is
 //! what nobody here needs and attackers do: namespaces, mounts, modules, other processes' memory, keys, io_uring, BPF, the
-//! clock, new programs once a service runs; sockets of unusual families; and all that came after [`NEWEST`], which answers
+//! clock, new programs once a service runs; sockets of unusual families; and all that came after Linux 5.17, which answers
 //! "unknown", so that libraries fall back.
 //!
 //! Source: Linux, Documentation/userspace-api/seccomp_filter.rst.
@@ -24,7 +24,7 @@ pub struct Instruction {
     pub operand: u32,
 }
 
-/// What a filter denies beyond [`DENIED`].
+/// What a filter allows of that which is denied to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Whether it may execute programs. Init's filter has to allow it: it stands before the service's own `exec`.

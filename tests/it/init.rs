@@ -281,13 +281,13 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 6] = ["store", "images", "provider", "dhcp", "tftp", "web"];
+const NAMES: [&str; 7] = ["net", "store", "images", "provider", "dhcp", "tftp", "web"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let before = host_mounts();
     let Some(mut running) = Running::scripted(true) else { return };
-    wait_until("all services run", || running.record().iter().filter(|line| line.starts_with("start")).count() == 6);
+    wait_until("all services run", || running.record().iter().filter(|line| line.starts_with("start")).count() == 7);
 
     let log = running.log();
     let started = |name: &str| position(&log, &format!("{name}: runs as "));
@@ -299,9 +299,10 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         assert!(running.record().contains(&format!("start service {name} --debug --id=rack 7")), "{name}");
     }
 
-    // Powers: 10 is NET_BIND_SERVICE, 13 NET_RAW.
+    // Powers: 10 is NET_BIND_SERVICE, 12 NET_ADMIN, 13 NET_RAW, 25 SYS_TIME.
     for (name, uid, kept) in [
-        ("store", 902, 0_u64),
+        ("net", 901, 1_u64 << 12 | 1 << 13 | 1 << 25),
+        ("store", 902, 0),
         ("images", 903, 0),
         ("provider", 904, 0),
         ("dhcp", 905, 1 << 10 | 1 << 13),
@@ -343,7 +344,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let ended = &log[position(&log, "tftp: ended by")];
     let pause: u32 = ended.split(' ').rev().nth(1).unwrap().parse().unwrap();
     assert!((75..=125).contains(&pause), "{ended}");
-    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), 7);
+    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), 8);
 
     running.wait_for_log("reaped stray");
     wait_until("no zombie is left", || {

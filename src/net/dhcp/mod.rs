@@ -184,9 +184,9 @@ impl Client {
             (true, Phase::Down) => self.start(now, jitter),
             (false, phase) if *phase != Phase::Down => {
                 (self.phase, self.at) = (Phase::Down, None);
-                if self.held.is_none() {
-                    self.claim = None;
-                }
+                // An address that was only looked at is looked at anew.
+                let held = self.lease().map(|lease| lease.address.address());
+                self.claim.take_if(|claim| Some(claim.address()) != held);
                 Vec::new()
             }
             _ => Vec::new(),
@@ -384,6 +384,9 @@ impl Client {
         };
         let message = lease.map(|lease| self.messages.decline(lease));
         (self.held, self.claim, self.former) = (None, None, None);
+        if self.phase == Phase::Down {
+            return vec![Action::Changed(Change::Declined(other))];
+        }
         (self.phase, self.at) = (Phase::Pausing, Some(now + DECLINE_PAUSE));
         let broadcast = Destination::Broadcast { from: Ipv4Addr::UNSPECIFIED };
         let sent = message.map(|message| Action::Send(message, broadcast));

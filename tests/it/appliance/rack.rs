@@ -137,7 +137,19 @@ impl Rack {
         let _ = fs::remove_file(&serial);
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-display", "none", "-monitor", "none"]);
+        qemu.args([
+            "-nodefaults",
+            "-vga",
+            "std",
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-display",
+            "none",
+        ]);
         qemu.args(["-m", &setup.memory.to_string(), "-device", "virtio-rng-pci"]);
         qemu.arg("-serial").arg(format!("file:{}", serial.display()));
         qemu.args(["-device", "e1000e,netdev=net,romfile="]);

@@ -1,7 +1,7 @@
 //! The box and its network: two namespaces, a pair of Ethernet ports between them, and the processes in them.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -109,10 +109,10 @@ impl Site {
     pub fn start_net(&mut self) {
         let mut command = self.command(&self.inside(), "setpriv");
         command.args(["--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all"]);
-        command.arg(env!("CARGO_BIN_EXE_pilotlight")).args(["service", "net", "--debug"]);
+        command.arg(env!("CARGO_BIN_EXE_pilotlight")).args(["service", "net", "--debug", "--manage-network"]);
         command.arg(format!("--state-dir={}", self.path("state").display()));
         command.arg(format!("--run-dir={}", self.path("run").display()));
-        command.arg("--omni-api-endpoint=https://192.0.2.250");
+        command.arg("--omni-api-endpoint=http://192.0.2.1:8099");
         std::fs::create_dir_all(self.path("run/net")).unwrap();
         std::fs::create_dir_all(self.path("state/net")).unwrap();
         self.spawn("net", command);
@@ -210,14 +210,13 @@ pub fn has(status: &NetworkStatus, beginning: &str) -> bool {
     addresses(status).iter().any(|address| address.starts_with(beginning))
 }
 
-pub fn write(path: &Path, text: &str) {
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, text).unwrap();
-}
-
 fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {}: {}", arguments.join(" "), error.trim());
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub fn write(path: &std::path::Path, text: &str) {
+    std::fs::write(path, text).unwrap();
 }
