@@ -145,7 +145,7 @@ fn grow(partition: &Path, log: &Log) -> io::Result<()> {
         return Ok(());
     }
     block::grow_ext4(&File::open(DATA)?, wanted)?;
-    let mib = |blocks: u64| blocks * block_size >> 20;
+    let mib = |blocks: u64| (blocks * block_size) >> 20;
     log.line(Level::Warning, &format!("the data partition grew from {} to {} MiB", mib(blocks), mib(wanted)));
     Ok(())
 }

@@ -183,7 +183,7 @@ mod tests {
             }
         }
         assert_eq!(chunks, 5);
-        assert!(6 * (PER_CHUNK + 4_096) < 256 * 1024);
+        const { assert!(6 * (PER_CHUNK + 4_096) < 256 * 1024) };
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Claim {
     /// What another station's `arp` means for the address (RFC 5227 sections 2.1.1 and 2.4).
     ///
     /// Our own packets, which some switches send back, mean nothing. An address that we use is defended once; a second
-    /// conflict within [`DEFEND_INTERVAL`] loses it.
+    /// conflict within ten seconds loses it.
     pub fn on_arp(&mut self, now: Uptime, own: Mac, arp: &Arp) -> Verdict {
         if arp.sender == own {
             return Verdict::Nothing;

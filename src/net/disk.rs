@@ -38,7 +38,7 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     write_text(path, &serde_json::to_vec_pretty(value)?, true)
 }
 
-/// As [`write`] for plain text; `durable` waits for the disk.
+/// As [`write()`] for plain text; `durable` waits for the disk.
 ///
 /// # Errors
 ///

@@ -228,9 +228,9 @@ mod tests {
         let (ours, copy, other) =
             (disk("sda", true, Some("9")), disk("sdb", true, Some("4")), disk("sdc", false, Some("9")));
         assert_eq!(own(&origin, &[copy.clone(), other.clone(), ours.clone()]), Ok("sda"));
-        assert_eq!(own(&origin, &[copy.clone()]), Err(NoDisk::OnlyCopies(vec!["sdb".into()])));
+        assert_eq!(own(&origin, std::slice::from_ref(&copy)), Err(NoDisk::OnlyCopies(vec!["sdb".into()])));
         assert_eq!(own(&origin, &[other]), Err(NoDisk::NotFound));
-        assert_eq!(own(&unstamped, &[copy.clone()]), Ok("sdb"));
+        assert_eq!(own(&unstamped, std::slice::from_ref(&copy)), Ok("sdb"));
         assert_eq!(own(&unstamped, &[ours.clone(), copy]), Err(NoDisk::Ambiguous(vec!["sda".into(), "sdb".into()])));
         let twin = disk("sdd", true, Some("9"));
         assert_eq!(own(&origin, &[ours, twin]), Err(NoDisk::Ambiguous(vec!["sda".into(), "sdd".into()])));

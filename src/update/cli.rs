@@ -105,7 +105,7 @@ fn keygen(private: &Path) -> anyhow::Result<()> {
     let key = SigningKey::from_bytes(&seed);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(private);
     let file = file.as_mut().map_err(|error| anyhow::anyhow!("can't make {}: {error}", private.display()))?;
-    writeln!(file, "{}", *Zeroizing::new(hex::encode(&*seed)))?;
+    writeln!(file, "{}", *Zeroizing::new(hex::encode(*seed)))?;
     let mut public = private.as_os_str().to_owned();
     public.push(".pub");
     fs::write(&public, format!("{}\n", hex::encode(key.verifying_key().as_bytes())))?;

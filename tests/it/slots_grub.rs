@@ -40,6 +40,9 @@ fn partition_of(target: Target) -> u32 {
     target.slot().map_or(6, Slot::partition)
 }
 
+/// The partition that was loaded, and the words for the kernel.
+type Loaded = (u32, Vec<String>);
+
 /// A disk and what GRUB needs beside it.
 struct Bench {
     dir: tempfile::TempDir,
@@ -60,8 +63,8 @@ impl Bench {
         Self { dir, script }
     }
 
-    /// Boots a disk; returns what was loaded, with the words for the kernel, and the try records afterwards.
-    fn boot(&self, case: &Case) -> (Option<(u32, Vec<String>)>, [Copy<Try>; 2]) {
+    /// Boots a disk; returns what was loaded, if anything, and the try records afterwards.
+    fn boot(&self, case: &Case) -> (Option<Loaded>, [Copy<Try>; 2]) {
         let disk =
             fs::OpenOptions::new().read(true).write(true).open(self.dir.path().join("disk.img")).expect("the disk");
         let state = partition(&case.sectors[0], &case.sectors[2]);

@@ -79,7 +79,8 @@ impl Lease {
         let server = message.address(dhcp::SERVER_ID).filter(|server| is_assignable(*server)).ok_or(NoLease::Server)?;
         // Without a mask nothing but the address itself is known to be on the link.
         let mask = message.address(dhcp::SUBNET_MASK).unwrap_or(Ipv4Addr::BROADCAST);
-        let address = Prefix::from_mask(message.yiaddr, mask).filter(|prefix| prefix.len() > 0).ok_or(NoLease::Mask)?;
+        let address =
+            Prefix::from_mask(message.yiaddr, mask).filter(|prefix| !prefix.is_empty()).ok_or(NoLease::Mask)?;
         let servers =
             |code| addresses(message, code).filter(|server| is_assignable(*server)).take(MOST_SERVERS).collect();
         let seconds = |code| message.address(code).map(u32::from);
