@@ -301,7 +301,7 @@ impl Init {
             faults: self.faults.clone(),
             services,
             recovery: self.supervisor.is_recovery(),
-            records: self.supervisor.slot_records(now),
+            records: self.supervisor.slot_records(),
         }
     }
 

@@ -207,9 +207,9 @@ impl Supervisor {
         self.recovery
     }
 
-    /// What the slot records say at `now`.
-    pub fn slot_records(&self, now: Uptime) -> Option<control::SlotRecords> {
-        self.slots.status(now)
+    /// What the slot records say.
+    pub fn slot_records(&self) -> Option<control::SlotRecords> {
+        self.slots.status()
     }
 
     /// Runs in a row that ended by themselves.

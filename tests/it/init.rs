@@ -183,7 +183,10 @@ impl Running {
             .stderr(fs::File::create(dir.path().join("init.log")).unwrap())
             .spawn()
             .unwrap();
-        Some(Self { dir, unshare })
+        let running = Self { dir, unshare };
+        // Before that, it has no PID 1 that could be asked for.
+        wait_until("the box has a process", || !children(running.unshare.id() as i32).is_empty());
+        Some(running)
     }
 
     /// `path` of the box, as it is called out here.
