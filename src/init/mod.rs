@@ -152,7 +152,6 @@ impl Init {
         let signals = Signals::take(&SIGNALS)?;
         self.feed(Event::Boot);
         crash::open_log();
-        self.listen();
         loop {
             self.wait(&signals)?;
             self.feed_watchdog();

@@ -62,6 +62,8 @@ impl Init {
                 }
             }
             Action::ListenToServices => {
+                // Its directory is there only now.
+                self.listen();
                 let (notify, failed) = notify::Notify::open(SERVICES);
                 for (service, error) in failed {
                     self.fault(&format!("{service} can't say that it is well: {error}"));
