@@ -19,6 +19,7 @@ mod record;
 mod seed;
 mod source;
 mod storage;
+mod terminals;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};

@@ -112,11 +112,12 @@ pub fn decode<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Foreign> {
     }
 }
 
-/// Whether the user `uid` may ask `request`: root all, the page all, other services how things are, strangers nothing.
+/// Whether the user `uid` may ask `request`: root, the page and the console all, other services how things are, strangers
+/// nothing.
 pub fn may(uid: u32, request: Request) -> bool {
     let service = services::SERVICES.iter().find(|service| service.uid == uid);
     match (uid, service.map(|service| service.name), request) {
-        (0, _, _) | (_, Some("web"), _) | (_, Some(_), Request::Status) => true,
+        (0, _, _) | (_, Some("web" | "console"), _) | (_, Some(_), Request::Status) => true,
         (_, Some(_) | None, _) => false,
     }
 }
@@ -130,9 +131,9 @@ mod tests {
     const ALL: [Request; 4] = [Request::Status, Request::Reboot, Request::PowerOff, Request::FactoryReset];
 
     #[test]
-    fn only_the_page_and_root_end_the_run() {
+    fn only_the_page_the_console_and_root_end_the_run() {
         for request in ALL {
-            assert!(may(0, request) && may(907, request));
+            assert!(may(0, request) && may(907, request) && may(909, request));
             assert_eq!(may(905, request), request == Request::Status);
             assert!(!may(1000, request) && !may(services::SOCKETS_GID, request));
         }

@@ -56,6 +56,8 @@ pub struct Service {
     pub watchdog: Duration,
     /// Whether the box is of no use without it: nobody could see or change anything.
     pub critical: bool,
+    /// Whether the machine's terminals are its own.
+    pub terminals: bool,
 }
 
 impl Service {
@@ -107,6 +109,7 @@ const ORDINARY: Service = Service {
     files: 4096,
     watchdog: Duration::from_secs(30),
     critical: false,
+    terminals: false,
 };
 
 /// Every service, each after those that it depends on.
@@ -134,6 +137,7 @@ pub const SERVICES: &[Service] = &[
         critical: true,
         ..ORDINARY
     },
+    Service { name: "console", uid: 909, limits: Limits::new(48, 64), files: 256, terminals: true, ..ORDINARY },
 ];
 
 /// The service of that name.
