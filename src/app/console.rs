@@ -128,9 +128,13 @@ impl Peers {
     /// Does what was asked for; an error is a reason in words.
     async fn perform(&self, request: &Request) -> Result<(), String> {
         match request {
-            Request::Reboot => end(control::Request::Reboot).await,
-            Request::PowerOff => end(control::Request::PowerOff).await,
-            Request::FactoryReset => end(control::Request::FactoryReset).await,
+            Request::Reboot => ask_init(control::Request::Reboot).await,
+            Request::Recovery => {
+                ask_init(control::Request::Recovery).await?;
+                ask_init(control::Request::Reboot).await
+            }
+            Request::PowerOff => ask_init(control::Request::PowerOff).await,
+            Request::FactoryReset => ask_init(control::Request::FactoryReset).await,
             Request::Try(network) => self.change(trial::Request::Try(network.clone())).await,
             // Somebody stands before the box and sees its address: that is what a confirmation over the network proves.
             Request::Keep(network) => self.change(trial::Request::Adopt(network.clone())).await,
@@ -151,10 +155,10 @@ impl Peers {
     }
 }
 
-async fn end(request: control::Request) -> Result<(), String> {
+async fn ask_init(request: control::Request) -> Result<(), String> {
     match ipc::init::ask(request).await {
-        Ok(control::Reply::Accepted) => Ok(()),
-        Ok(control::Reply::Failed(reason)) => Err(reason),
+        Ok(control::Reply::Accepted | control::Reply::Done) => Ok(()),
+        Ok(control::Reply::Failed(reason) | control::Reply::Refused(reason)) => Err(reason),
         Ok(control::Reply::Denied) => Err("PID 1 denies it".to_owned()),
         Ok(control::Reply::Status(_)) => Err("PID 1 speaks another version".to_owned()),
         Err(error) => Err(format!("PID 1 does not answer: {error}")),

@@ -20,6 +20,8 @@ pub enum Request {
     Reboot,
     /// Switch the box off.
     PowerOff,
+    /// Start the box anew, once, as the recovery system, which serves no machines.
+    Recovery,
     /// Start the box anew and forget everything on the way.
     FactoryReset,
     /// Try this network configuration; it returns by itself unless it is kept.
@@ -36,6 +38,7 @@ impl Request {
         match self {
             Self::Reboot => "reboot",
             Self::PowerOff => "power off",
+            Self::Recovery => "recovery",
             Self::FactoryReset => "factory reset",
             Self::Try(_) => "try a network configuration",
             Self::Keep(_) => "keep the network configuration",
@@ -51,6 +54,8 @@ pub enum Deed {
     Reboot,
     /// See [`Request::PowerOff`].
     PowerOff,
+    /// See [`Request::Recovery`].
+    Recovery,
     /// See [`Request::FactoryReset`].
     FactoryReset,
 }
@@ -59,7 +64,7 @@ impl Deed {
     /// What has to be typed.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::Reboot | Self::PowerOff => "yes",
+            Self::Reboot | Self::PowerOff | Self::Recovery => "yes",
             Self::FactoryReset => "erase",
         }
     }
@@ -68,6 +73,7 @@ impl Deed {
         match self {
             Self::Reboot => Request::Reboot,
             Self::PowerOff => Request::PowerOff,
+            Self::Recovery => Request::Recovery,
             Self::FactoryReset => Request::FactoryReset,
         }
     }
@@ -76,6 +82,7 @@ impl Deed {
         match self {
             Self::Reboot => "Reboot",
             Self::PowerOff => "Power off",
+            Self::Recovery => "Recovery",
             Self::FactoryReset => "Factory reset",
         }
     }
@@ -84,6 +91,10 @@ impl Deed {
         match self {
             Self::Reboot => "The box starts anew. Machines that boot from the network wait meanwhile.",
             Self::PowerOff => "The box switches itself off. Nothing is served until somebody switches it on.",
+            Self::Recovery => {
+                "The box starts anew as its recovery system: its network and its page work, its machines are not served. \
+                 The next reboot leads back."
+            }
             Self::FactoryReset => {
                 "The box starts anew and forgets all settings, keys and records. Machines keep running. \
                  This can't be undone."
@@ -163,6 +174,7 @@ impl State {
                 },
                 Key::Char('r' | 'R') => to(Self::Confirm(Deed::Reboot, Line::default(), false)),
                 Key::Char('p' | 'P') => to(Self::Confirm(Deed::PowerOff, Line::default(), false)),
+                Key::Char('v' | 'V') => to(Self::Confirm(Deed::Recovery, Line::default(), false)),
                 Key::Char('f' | 'F') => to(Self::Confirm(Deed::FactoryReset, Line::default(), false)),
                 Key::Enter => Step { state: Self::Overview, request: None, redraw: true },
                 _ => to(Self::Overview),
@@ -198,6 +210,7 @@ impl State {
                 match request {
                     Request::Reboot => "The box starts anew.",
                     Request::PowerOff => "The box switches itself off.",
+                    Request::Recovery => "The box starts anew as its recovery system.",
                     Request::FactoryReset => "The box starts anew and forgets everything on the way.",
                     Request::Try(_) => "The network configuration is tried.",
                     Request::Keep(_) => "The network configuration is kept.",
@@ -321,10 +334,11 @@ mod tests {
 
     #[test]
     fn the_table_of_deeds() {
-        let rows: [(&[u8], &[Request]); 13] = [
+        let rows: [(&[u8], &[Request]); 14] = [
             (b"ryes\r", &[Request::Reboot]),
             (b"Pyes\n", &[Request::PowerOff]),
             (b"ferase\r", &[Request::FactoryReset]),
+            (b"vyes\r", &[Request::Recovery]),
             (b"fyes\r", &[]),
             (b"fERASE\r", &[]),
             (b"r\r\r\r\r", &[]),
@@ -381,6 +395,7 @@ mod tests {
                 match request {
                     Request::Reboot => prop_assert!(word_was_typed(&octets, "ryes")),
                     Request::PowerOff => prop_assert!(word_was_typed(&octets, "pyes")),
+                    Request::Recovery => prop_assert!(word_was_typed(&octets, "vyes")),
                     Request::FactoryReset => prop_assert!(word_was_typed(&octets, "ferase")),
                     Request::Try(network) => prop_assert_eq!(network.faults(), vec![]),
                     // Only a trial leads there, and nobody has answered.
@@ -401,28 +416,27 @@ mod tests {
 
     /// Any octets, and such as come near to a form's end.
     fn octets() -> impl Strategy<Value = Vec<u8>> {
-        let near = proptest::collection::vec(
-            prop_oneof![
-                Just(&b"n"[..]),
-                Just(b"r"),
-                Just(b"p"),
-                Just(b"f"),
-                Just(b"yes"),
-                Just(b"erase"),
-                Just(b"\r"),
-                Just(b"\t"),
-                Just(b" "),
-                Just(b"\x7f"),
-                Just(b"\x1b"),
-                Just(b"\x1b[A"),
-                Just(b"10.1.2.3/24"),
-                Just(b"10.1.2.1"),
-                Just(b"7"),
-                Just(b"k"),
-                Just(b"b"),
-            ],
-            0..40,
-        );
-        prop_oneof![proptest::collection::vec(any::<u8>(), 0..200), near.prop_map(|parts| parts.concat())]
+        const PARTS: [&str; 18] = [
+            "n",
+            "r",
+            "p",
+            "v",
+            "f",
+            "yes",
+            "erase",
+            "\r",
+            "\t",
+            " ",
+            "\x7f",
+            "\x1b",
+            "\x1b[A",
+            "10.1.2.3/24",
+            "10.1.2.1",
+            "7",
+            "k",
+            "b",
+        ];
+        let near = proptest::collection::vec(proptest::sample::select(&PARTS[..]), 0..40);
+        prop_oneof![proptest::collection::vec(any::<u8>(), 0..200), near.prop_map(|parts| parts.concat().into_bytes())]
     }
 }

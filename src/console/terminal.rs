@@ -90,6 +90,7 @@ pub async fn run(
 }
 
 /// Opens a terminal and takes all meaning from its octets: no key makes a signal, stops the output or is echoed.
+#[allow(deprecated, reason = "its successor is the same as an unsafe function; a File keeps its descriptor")]
 fn open(path: &Path) -> io::Result<AsyncFd<File>> {
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let device = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
@@ -99,7 +100,7 @@ fn open(path: &Path) -> io::Result<AsyncFd<File>> {
     // A cable without modem lines is a cable.
     settings.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
     tcsetattr(&device, SetArg::TCSANOW, &settings)?;
-    Ok(AsyncFd::register(device)?)
+    AsyncFd::new(device)
 }
 
 /// How a terminal shows things.

@@ -228,9 +228,11 @@ fn links(network: Option<&NetworkStatus>) -> Row {
 
 fn link(link: &LinkStatus) -> String {
     let role = link.role.map_or("", |role| role.as_str());
-    let addresses: Vec<_> = link
-        .addresses
-        .iter()
+    // The address that nobody gave last: it is of use where there is no other.
+    let (last, first): (Vec<_>, Vec<_>) = link.addresses.iter().partition(|one| one.source == Source::LinkLocal);
+    let addresses: Vec<_> = first
+        .into_iter()
+        .chain(last)
         .map(|one| {
             let from = match one.source {
                 Source::Static => "static",

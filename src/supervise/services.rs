@@ -58,6 +58,8 @@ pub struct Service {
     pub critical: bool,
     /// Whether the machine's terminals are its own.
     pub terminals: bool,
+    /// Whether it runs in recovery, too, where the box does nothing for its machines.
+    pub in_recovery: bool,
 }
 
 impl Service {
@@ -110,12 +112,20 @@ const ORDINARY: Service = Service {
     watchdog: Duration::from_secs(30),
     critical: false,
     terminals: false,
+    in_recovery: false,
 };
 
 /// Every service, each after those that it depends on.
 pub const SERVICES: &[Service] = &[
-    Service { name: "net", uid: 901, capabilities: &[NetAdmin, NetRaw, SysTime], critical: true, ..ORDINARY },
-    Service { name: "store", uid: 902, limits: Limits::new(96, 128), ..ORDINARY },
+    Service {
+        name: "net",
+        uid: 901,
+        capabilities: &[NetAdmin, NetRaw, SysTime],
+        critical: true,
+        in_recovery: true,
+        ..ORDINARY
+    },
+    Service { name: "store", uid: 902, limits: Limits::new(96, 128), in_recovery: true, ..ORDINARY },
     Service { name: "images", uid: 903, depends_on: &["store"], limits: Limits::new(160, 256), ..ORDINARY },
     Service {
         name: "provider",
@@ -135,9 +145,18 @@ pub const SERVICES: &[Service] = &[
         capabilities: &[NetBindService],
         depends_on: &["store"],
         critical: true,
+        in_recovery: true,
         ..ORDINARY
     },
-    Service { name: "console", uid: 909, limits: Limits::new(48, 64), files: 256, terminals: true, ..ORDINARY },
+    Service {
+        name: "console",
+        uid: 909,
+        limits: Limits::new(48, 64),
+        files: 256,
+        terminals: true,
+        in_recovery: true,
+        ..ORDINARY
+    },
 ];
 
 /// The service of that name.

@@ -6,6 +6,8 @@ mod appliance;
 mod chaos;
 mod cli;
 mod conformance;
+mod console;
+mod console_machine;
 mod double;
 mod e2e;
 mod faults;
