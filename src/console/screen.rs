@@ -58,28 +58,33 @@ impl Style {
 
 /// A screen's lines, each of spans from left to right.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Screen(Vec<Vec<(Style, String)>>);
+pub struct Screen {
+    columns: usize,
+    lines: Vec<Vec<(Style, String)>>,
+}
 
 impl Screen {
     /// Its characters, without their looks and without spaces at the ends of lines.
     pub fn text(&self) -> String {
         let line = |line: &Vec<(Style, String)>| line.iter().map(|(_, text)| text.as_str()).collect::<String>();
-        self.0.iter().map(|spans| format!("{}\n", line(spans).trim_end())).collect()
+        self.lines.iter().map(|spans| format!("{}\n", line(spans).trim_end())).collect()
     }
 
     /// What the terminal is sent: each line over the one that is there, so that nothing flickers.
     pub fn paint(&self) -> String {
         let mut out = String::from("\x1b[H");
-        for (index, line) in self.0.iter().enumerate() {
+        for (index, line) in self.lines.iter().enumerate() {
             out.push_str(if index == 0 { "" } else { "\r\n" });
             for (style, text) in line {
                 out.push_str("\x1b[0m");
                 out.push_str(style.sgr());
                 out.push_str(text);
             }
-            out.push_str("\x1b[0m\x1b[K");
+            out.push_str("\x1b[0m");
+            // A line that is full leaves the cursor on its last character, which would be erased.
+            let used: usize = line.iter().map(|(_, text)| text.chars().count()).sum();
+            out.push_str(if used < self.columns { "\x1b[K" } else { "" });
         }
-        out.push_str("\x1b[J");
         out
     }
 }
@@ -107,14 +112,14 @@ pub fn draw(view: &View, state: &State, size: Size) -> Screen {
     lines.extend(body.into_iter().take(room));
     lines.resize(height - 1, Vec::new());
     lines.push(vec![(Style::Inverse, fit(&format!(" {keys}"), columns))]);
-    Screen(lines)
+    Screen { columns, lines }
 }
 
 /// The rows on the left, the code on the right where both fit.
 fn overview(view: &View, columns: usize, room: usize) -> Vec<Vec<(Style, String)>> {
     let code = view.page().and_then(|page| qr::lines(&page, Ink::HalfBlocks)).unwrap_or_default();
     let code_width = code.first().map_or(0, |line| line.chars().count());
-    let fits = code_width > 0 && code.len() <= room && columns >= LEAST_TEXT + code_width + 1;
+    let fits = code_width > 0 && code.len() <= room && columns > LEAST_TEXT + code_width;
     let width = if fits { columns - code_width - 1 } else { columns };
     let mut lines: Vec<_> = rows(view).iter().flat_map(|row| row_lines(row, width)).collect();
     if lines.len() > room {
@@ -169,7 +174,7 @@ fn form(dialogue: &Dialogue, columns: usize) -> Vec<Vec<(Style, String)>> {
     for text in &dialogue.faults {
         lines.extend(paragraph(Style::Bad, text));
     }
-    for text in &dialogue.clock {
+    if let Some(text) = &dialogue.clock {
         lines.extend(paragraph(Style::Strong, text));
     }
     lines
@@ -190,7 +195,7 @@ mod tests {
             text.push_str(&rest[..at]);
             let sequence = &rest[at + 2..];
             let end = sequence.find(|c: char| c.is_ascii_alphabetic()).expect("every sequence ends");
-            assert!(matches!(&sequence[end..=end], "H" | "m" | "K" | "J"), "{sequence}");
+            assert!(matches!(&sequence[end..=end], "H" | "m" | "K"), "{sequence}");
             rest = &sequence[end + 1..];
         }
         text.push_str(rest);
@@ -204,7 +209,7 @@ mod tests {
             let (state, _) = typed(State::Overview, &octets, &view);
             let screen = draw(&view, &state, Size { columns, lines });
             let columns = usize::from(columns).clamp(40, 200);
-            prop_assert_eq!(screen.0.len(), usize::from(lines).clamp(10, 80));
+            prop_assert_eq!(screen.lines.len(), usize::from(lines).clamp(10, 80));
             prop_assert!(screen.text().lines().all(|line| line.chars().count() <= columns), "{}", screen.text());
         }
 

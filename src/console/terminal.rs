@@ -105,14 +105,14 @@ fn open(path: &Path) -> io::Result<AsyncFd<File>> {
 
 /// How a terminal shows things.
 enum Face {
-    Screen { painted: String, at: tokio::time::Interval },
+    Screen { begun: bool, painted: String, at: tokio::time::Interval },
     Serial(Serial),
 }
 
 impl Face {
     fn new(kind: Kind) -> Self {
         match kind {
-            Kind::Screen => Self::Screen { painted: String::new(), at: tokio::time::interval(REPAINT) },
+            Kind::Screen => Self::Screen { begun: false, painted: String::new(), at: tokio::time::interval(REPAINT) },
             Kind::Serial => Self::Serial(Serial::default()),
         }
     }
@@ -120,7 +120,7 @@ impl Face {
     /// When it is due though nothing has changed.
     async fn due(&mut self) {
         match self {
-            Self::Screen { painted, at } => {
+            Self::Screen { painted, at, .. } => {
                 at.tick().await;
                 painted.clear();
             }
@@ -131,12 +131,14 @@ impl Face {
     /// What to send.
     fn text(&mut self, view: &View, state: &State, size: Size, redraw: bool) -> String {
         match self {
-            Self::Screen { painted, .. } => {
+            Self::Screen { begun, painted, .. } => {
                 let now = screen::draw(view, state, size).paint();
                 if *painted == now && !redraw {
                     return String::new();
                 }
-                let begin = if painted.is_empty() || redraw { screen::BEGIN } else { "" };
+                // A reset makes the screen flicker; in between, painting over what is there is enough.
+                let begin = if *begun && !redraw { "" } else { screen::BEGIN };
+                *begun = true;
                 painted.clone_from(&now);
                 format!("{begin}{now}")
             }

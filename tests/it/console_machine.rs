@@ -83,7 +83,7 @@ fn build(dir: &Path) {
         order.push_str(&format!("{}\n", name.trim_end_matches(".xz")));
     }
     fs::write(root.join("modules/order"), order).unwrap();
-    fs::write(root.join("etc/pilotlight/flags"), "--manage-network\n").unwrap();
+    fs::write(root.join("etc/pilotlight/flags"), "--manage-network\n--state-dir=/data/pilotlight\n--run-dir=/run/pilotlight\n").unwrap();
     initramfs::install(&initramfs::find("busybox").unwrap(), &root, "busybox").unwrap();
     initramfs::install(Path::new(env!("CARGO_BIN_EXE_init")), &root, "init").unwrap();
     initramfs::install(Path::new(env!("CARGO_BIN_EXE_pilotlight")), &root, "real").unwrap();
