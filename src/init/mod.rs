@@ -146,7 +146,6 @@ impl Init {
         let signals = Signals::take(&SIGNALS)?;
         self.feed(Event::Boot);
         crash::open_log();
-        self.listen();
         loop {
             self.wait(&signals)?;
             self.feed_watchdog();
@@ -171,7 +170,7 @@ impl Init {
         }
     }
 
-    /// Opens what others talk to. What can't be opened is said; the box runs without.
+    /// Opens what others talk to, once its directory is there. What can't be opened is said; the box runs without.
     fn listen(&mut self) {
         match control::Control::open() {
             Ok(control) => self.control = Some(control),

@@ -62,6 +62,7 @@ impl Init {
                 }
             }
             Action::ListenToServices => {
+                self.listen();
                 let (notify, failed) = notify::Notify::open(SERVICES);
                 for (service, error) in failed {
                     self.fault(&format!("{service} can't say that it is well: {error}"));

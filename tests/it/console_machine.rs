@@ -83,7 +83,11 @@ fn build(dir: &Path) {
         order.push_str(&format!("{}\n", name.trim_end_matches(".xz")));
     }
     fs::write(root.join("modules/order"), order).unwrap();
-    fs::write(root.join("etc/pilotlight/flags"), "--manage-network\n--state-dir=/data/pilotlight\n--run-dir=/run/pilotlight\n").unwrap();
+    fs::write(
+        root.join("etc/pilotlight/flags"),
+        "--manage-network\n--state-dir=/data/pilotlight\n--run-dir=/run/pilotlight\n",
+    )
+    .unwrap();
     initramfs::install(&initramfs::find("busybox").unwrap(), &root, "busybox").unwrap();
     initramfs::install(Path::new(env!("CARGO_BIN_EXE_init")), &root, "init").unwrap();
     initramfs::install(Path::new(env!("CARGO_BIN_EXE_pilotlight")), &root, "real").unwrap();
@@ -215,7 +219,7 @@ fn on_a_machine_the_screen_and_the_serial_line_are_the_consoles() {
     machine.hear("http://10.0.2.15/");
     machine.type_on_line(b"\r");
     let shown = machine.hear("F: factory reset   Enter: everything");
-    assert!(shown.contains("10.0.2.15/24 DHCP"), "{shown}");
+    assert!(shown.contains("10.0.2.15/24 DHCP") && !shown.contains("PID 1 does not answer"), "{shown}");
     let end = Uptime::now() + LIMIT;
     while machine.code() != "http://10.0.2.15/" {
         assert!(Uptime::now() < end, "the screen shows {:?}", machine.code());
