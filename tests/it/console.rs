@@ -200,7 +200,7 @@ fn the_code_is_read(screen: &str) {
     let mut image = format!("P5 {} {} 255\n", width * SCALE, rows.len() * 2 * SCALE).into_bytes();
     for y in 0..rows.len() * 2 * SCALE {
         let row = &rows[y / (2 * SCALE)];
-        let upper = y / SCALE % 2 == 0;
+        let upper = (y / SCALE).is_multiple_of(2);
         for x in 0..width * SCALE {
             let light = match row.get(x / SCALE) {
                 Some('█') => true,
