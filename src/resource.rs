@@ -247,7 +247,7 @@ impl fmt::Debug for Resource {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -283,7 +283,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn resources()(
+        pub(crate) fn resources()(
             names in ("[a-z:-]{0,12}", "[A-Za-z.]{0,20}", "[a-z0-9-]{0,36}", "[A-Za-z.]{0,12}"),
             version in proptest::option::of(any::<u64>()), tearing_down: bool, created in 0..4_102_444_800_000_u64,
             updated in 0..4_102_444_800_000_u64,

@@ -24,6 +24,8 @@ pub enum CloseReason {
     SettingsTimeout,
     /// The same machine opened another tunnel.
     Replaced,
+    /// The machine had a tunnel from another address, so that this one never opened.
+    Occupied,
     /// We ended this tunnel.
     Dismissed,
     /// The provider shuts down.

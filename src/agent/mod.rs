@@ -2,7 +2,8 @@
 //!
 //! An edge: each tunnel is a task between a gRPC stream and a [`crate::wire::tunnel::Caller`], which holds the rules.
 //! Agents dial in and name their machine; nothing proves the name but [`Admission`], so it decides who may. The newest
-//! tunnel of a machine is the one that is used, and the older one is ended.
+//! tunnel of a machine is the one that is used, and the older one is ended; from another address none is taken while it
+//! stands.
 //!
 //! Source: contract agent-tunnel.md.
 

@@ -32,6 +32,8 @@ pub enum Refused {
     UnknownPeer,
     /// [`Admission`] said no.
     NotAdmitted,
+    /// The machine has a tunnel from another address.
+    Occupied,
     /// As many tunnels as are allowed.
     TooManyTunnels,
     /// The provider shuts down.
@@ -48,12 +50,13 @@ pub enum Refused {
 
 impl Refused {
     /// All reasons, in declaration order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::MissingMachineId,
         Self::RepeatedMachineId,
         Self::InvalidMachineId,
         Self::UnknownPeer,
         Self::NotAdmitted,
+        Self::Occupied,
         Self::TooManyTunnels,
         Self::Shutdown,
         Self::ForwardTunnel,
@@ -70,6 +73,7 @@ impl Refused {
             Self::InvalidMachineId => "tunnel_invalid_machine_id",
             Self::UnknownPeer => "tunnel_unknown_peer",
             Self::NotAdmitted => "tunnel_not_admitted",
+            Self::Occupied => "tunnel_occupied",
             Self::TooManyTunnels => "tunnel_too_many",
             Self::Shutdown => "tunnel_shutdown",
             Self::ForwardTunnel => "tunnel_forward",
@@ -205,16 +209,28 @@ impl Shared {
         self.tasks.close();
     }
 
-    /// Makes a tunnel the one of its machine, and ends the older one. Returns its serial for [`Self::withdraw`].
-    pub fn publish(&self, machine: &MachineId, peer: SocketAddr, commands: mpsc::Sender<Command>, stop: Stop) -> u64 {
+    /// Makes a tunnel the one of its machine, and ends the older one from the same address. Returns its serial for
+    /// [`Self::withdraw`], or `None` while the machine has a tunnel from another address.
+    pub fn publish(
+        &self,
+        machine: &MachineId,
+        peer: SocketAddr,
+        commands: mpsc::Sender<Command>,
+        stop: Stop,
+    ) -> Option<u64> {
         let mut registry = self.lock();
+        // A machine that really moved is let in once keepalive has found its older tunnel dead; its agent dials again
+        // until then.
+        if registry.entries.get(machine).is_some_and(|older| older.peer.ip() != peer.ip()) {
+            return None;
+        }
         // Under the lock, so that the newest tunnel has the largest serial.
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         if let Some(older) = registry.entries.insert(machine.clone(), Entry { serial, peer, commands, stop }) {
             older.stop.end(CloseReason::Replaced);
         }
         registry.tell(machine, TunnelState::Opened { peer });
-        serial
+        Some(serial)
     }
 
     /// Takes a tunnel out, if it is still its machine's, then runs `fail` to fail its calls, then tells the subscribers.

@@ -72,6 +72,10 @@ impl Tunnel {
                 Some(Status::deadline_exceeded("failed to read settings from server: timed out"))
             }
             CloseReason::Replaced => Some(Status::aborted("a newer tunnel of this machine took over")),
+            CloseReason::Occupied => {
+                self.shared.count(Refused::Occupied);
+                Some(Status::already_exists("the machine has a tunnel from another address"))
+            }
             CloseReason::Dismissed => Some(Status::aborted("the provider ended this tunnel")),
             CloseReason::Shutdown => Some(Status::unavailable("server is shutting down")),
         }
@@ -85,8 +89,10 @@ impl Tunnel {
         let (commands_in, mut commands) = mpsc::channel(COMMANDS_MAX);
         let mut settings_timeout = pin!(tokio::time::sleep(self.shared.limits.settings_timeout));
         let stopped = self.stop.token.clone();
-        if let Some(revision) = self.caller.revision() {
-            self.publish(revision, commands_in.clone());
+        if let Some(revision) = self.caller.revision()
+            && !self.publish(revision, commands_in.clone())
+        {
+            return CloseReason::Occupied;
         }
         loop {
             let wants_transmit = self.caller.wants_transmit();
@@ -98,7 +104,11 @@ impl Tunnel {
                 // Cancel-safe: `message` keeps a partial message in the stream itself.
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => match self.caller.receive(frame) {
-                        Ok(Received::Opened(revision)) => self.publish(revision, commands_in.clone()),
+                        Ok(Received::Opened(revision)) => {
+                            if !self.publish(revision, commands_in.clone()) {
+                                return CloseReason::Occupied;
+                            }
+                        }
                         Ok(Received::Completed(id, outcome)) => self.complete(id, outcome),
                         Ok(Received::Progress(_) | Received::Late) => {}
                         Err(violation) => return CloseReason::Violation(violation),
@@ -124,9 +134,11 @@ impl Tunnel {
         }
     }
 
-    fn publish(&mut self, revision: Revision, commands: mpsc::Sender<Command>) {
-        tracing::debug!(machine = %self.machine, peer = %self.peer, ?revision, "tunnel opened");
-        self.serial = Some(self.shared.publish(&self.machine, self.peer, commands, self.stop.clone()));
+    /// Opens the tunnel, unless the machine has one from another address.
+    fn publish(&mut self, revision: Revision, commands: mpsc::Sender<Command>) -> bool {
+        self.serial = self.shared.publish(&self.machine, self.peer, commands, self.stop.clone());
+        tracing::debug!(machine = %self.machine, peer = %self.peer, ?revision, opened = self.serial.is_some(), "tunnel ready");
+        self.serial.is_some()
     }
 
     fn start(&mut self, command: Command) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -126,14 +126,15 @@ pub(super) async fn start(parts: Parts, running: &mut Running) -> anyhow::Result
         omni::watch::run(state, mirror, token).await;
         Ok(())
     });
-    let registering = keep_registered(client.clone(), config.clone(), trouble, cancel.clone());
+    let forgotten = Arc::new(Notify::new());
+    let registering = keep_registered(client.clone(), config.clone(), trouble, Arc::clone(&forgotten), cancel.clone());
     running.spawn("omni registration", async move {
         registering.await;
         Ok(())
     });
     let (state, token) = (client.state().clone(), cancel.clone());
     running.spawn("omni heartbeat", async move {
-        run_heartbeat(state, id, health_trouble, failure, token).await;
+        run_heartbeat(state, id, health_trouble, failure, forgotten, token).await;
         Ok(())
     });
     let keeping = view::keep(records.mirror().clone(), store, sealing, counters.clone(), cancel.clone());
@@ -185,8 +186,15 @@ async fn bind(listen: Option<IpAddr>, port: u16) -> anyhow::Result<TcpListener> 
     TcpListener::bind(addresses.as_slice()).await.with_context(|| format!("port {port} can't be bound; see --api-port"))
 }
 
-/// Registers the provider, and again every hour: Omni may have been restored without us. Says each time what ails the key.
-async fn keep_registered(client: Client, config: Config, trouble: watch::Sender<String>, cancel: CancellationToken) {
+/// Registers the provider, again every hour, and at once when Omni was restarted: it may have been restored without us. Says
+/// each time what ails the key.
+async fn keep_registered(
+    client: Client,
+    config: Config,
+    trouble: watch::Sender<String>,
+    forgotten: Arc<Notify>,
+    cancel: CancellationToken,
+) {
     let registration = Registration {
         name: config.name.clone(),
         description: config.description.clone(),
@@ -216,9 +224,10 @@ async fn keep_registered(client: Client, config: Config, trouble: watch::Sender<
                 backoff.pause(getrandom::u32().unwrap_or(u32::MAX / 2))
             }
         };
-        // Cancel-safe: both only wait.
+        // Cancel-safe: all three only wait.
         tokio::select! {
             () = cancel.cancelled() => return,
+            () = forgotten.notified(), if registered => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

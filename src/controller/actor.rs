@@ -86,12 +86,28 @@ impl Actor {
     }
 
     /// Runs until the machine is gone. May be dropped at any await: what was begun is in the store.
-    pub(super) async fn run(mut self) {
+    ///
+    /// A rack has thousands of these tasks, and nearly all of them wait. What a turn needs, calls to Omni and to a BMC
+    /// among it, is thirty times what a waiting machine needs: it is boxed, and freed before the wait. The actor is boxed,
+    /// since each future around this one would hold a second copy of it.
+    pub(super) async fn run(mut self: Box<Self>) {
         let wake = self.site.rack.wake(&self.id, Uptime::now());
-        while let Err(error) = self.load_intent().await {
+        while let Err(error) = Box::pin(self.load_intent()).await {
             tracing::error!(machine = %self.id, error = %chain(&error), "can't read what was begun; nothing is done");
             tokio::time::sleep(BACKOFF_CAP).await;
         }
+        while let Some(pause) = Box::pin(self.turn()).await {
+            // Cancel-safe: `notified` keeps its permit, the others hold nothing.
+            tokio::select! {
+                () = wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Observes, plans and acts until there is nothing to be done now. Returns how long to wait for news at most; `None`
+    /// when the machine is gone.
+    async fn turn(&mut self) -> Option<Duration> {
         let mut acts = 0;
         loop {
             if Uptime::now() >= self.next_poll {
@@ -100,7 +116,7 @@ impl Actor {
             let (desired, recorded) = (self.site.records.desired(&self.id), self.site.records.recorded(&self.id));
             if desired.is_none() && self.intent.is_none() && confirmed(self.site.records.mirror(), Uptime::now()) {
                 self.site.rack.forget(&self.id);
-                return;
+                return None;
             }
             let outcome = self.decide(desired.as_ref(), &recorded);
             self.report(desired.as_ref(), &recorded, &outcome);
@@ -110,7 +126,7 @@ impl Actor {
                     acts += 1;
                     let kind = action.kind();
                     tracing::info!(machine = %self.id, action = ?kind, reason = %outcome.reason, "acting");
-                    match act::perform(&mut self, &action, desired.as_ref(), &recorded).await {
+                    match act::perform(self, &action, desired.as_ref(), &recorded).await {
                         Ok(()) => drop(self.failures.remove(&kind)),
                         Err(error) => self.failed(kind, &error),
                     }
@@ -120,13 +136,7 @@ impl Actor {
                 Verdict::Wait(retry_in) => retry_in,
                 Verdict::Settled => Duration::MAX,
             };
-            acts = 0;
-            let pause = pause.min(self.next_poll.since(Uptime::now()));
-            // Cancel-safe: `notified` keeps its permit, the others hold nothing.
-            tokio::select! {
-                () = wake.notified() => {}
-                () = tokio::time::sleep(pause) => {}
-            }
+            return Some(pause.min(self.next_poll.since(Uptime::now())));
         }
     }
 
@@ -294,8 +304,8 @@ impl Actor {
             power: self.power,
             agent: self.agent(),
             boot_mode: boot_mode(desired, recorded).as_str(),
-            verdict: outcome.reason.to_string(),
-            decided_at: format!("{}:{}", outcome.decided_at.file(), outcome.decided_at.line()),
+            verdict: outcome.reason.as_str(),
+            decided_at: Some(outcome.decided_at),
             next_attempt: next,
             trouble: self.trouble(),
             bmc: recorded.bmc.as_ref().map(|bmc| address(&bmc.address, bmc.port)).unwrap_or_default(),
@@ -330,7 +340,7 @@ impl Actor {
         if !confirmed(self.site.records.mirror(), Uptime::now()) {
             return;
         }
-        let initialized = recorded.initialized || self.site.rack.sighting(&self.id).is_some() || self.agent();
+        let initialized = recorded.initialized || !self.site.rack.addresses(&self.id).is_empty() || self.agent();
         if initialized {
             let status = publish::machine_status(self.agent(), self.power, true);
             let octets = prost::Message::encode_to_vec(&status).into();
@@ -369,4 +379,18 @@ fn address(host: &str, port: u16) -> String {
 fn jittered(duration: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX / 2);
     duration.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiting_machine_is_small() {
+        fn size<F: Future>(_: fn(Box<Actor>) -> F) -> usize {
+            size_of::<F>()
+        }
+        let total = size(Actor::run) + size_of::<Actor>();
+        assert!(total < 768, "{total} octets");
+    }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::rack::{Rack, Sighting};
+use super::addresses::Sighting;
+use super::rack::Rack;
 use super::records::Records;
 use crate::agent::{Admission, Refusal};
 use crate::boot::script::{self, AgentArgs, DiskMethod, KernelArgs};
@@ -174,13 +175,12 @@ impl BootDesk for Desk {
             tracing::info!(machine = %request.uuid, mac = %sighting.mac, peer = %request.peer, reason = answer.reason, held_back, "boot answered");
         }
         self.counters.count(if answer.status.is_success() { "boot_script" } else { "boot_refused" });
-        if self.records.desired(&request.uuid).is_none() {
-            let kept = self.records.sightings().keep(&request.uuid, &sighting, UnixTime::now(), Uptime::now()).await;
-            if let Err(error) = kept {
-                tracing::warn!(machine = %request.uuid, error = %super::records::chain(&error), "sighting not kept");
-            }
+        let news = self.rack.saw_boot(&request.uuid, sighting, what, Uptime::now(), UnixTime::now());
+        if let Some(addresses) = news
+            && let Err(error) = self.records.sightings().keep_boot(&request.uuid, &addresses, Uptime::now()).await
+        {
+            tracing::warn!(machine = %request.uuid, error = %super::records::chain(&error), "sighting not kept");
         }
-        self.rack.saw_boot(&request.uuid, sighting, what, Uptime::now(), UnixTime::now());
         answer
     }
 
@@ -190,9 +190,7 @@ impl BootDesk for Desk {
             self.counters.count("config_refused");
             refusal
         };
-        let known = uuid.as_ref().is_some_and(|id| {
-            self.records.desired(id).is_some() || self.rack.sighting(id).is_some_and(|seen| seen.address == peer)
-        });
+        let known = uuid.as_ref().is_some_and(|id| self.records.desired(id).is_some());
         if !known && !self.rack.booted_from(peer) {
             return Err(refused(ConfigRefusal::Unknown));
         }
@@ -208,14 +206,17 @@ impl BootDesk for Desk {
 }
 
 impl Admission for Desk {
-    /// One tunnel a machine, from the address that booted it. After a restart of this process that address is not known,
-    /// and a machine that Omni knows is let in.
+    /// From an address that booted the machine, or that its agent worked from. Where none is known, as with a new store, a
+    /// machine that Omni knows is let in.
     fn admit(&self, machine: &MachineId, peer: SocketAddr) -> Result<(), Refusal> {
-        match self.rack.sighting(machine) {
-            Some(seen) if seen.address.to_canonical() == peer.ip().to_canonical() => Ok(()),
-            Some(_) => Err(Refusal { reason: "the machine booted from another address".into() }),
-            None if self.records.desired(machine).is_some() => Ok(()),
-            None => Err(Refusal { reason: "the machine has not booted here and Omni does not know it".into() }),
+        let addresses = self.rack.addresses(machine);
+        if addresses.counts(peer.ip()) || (addresses.is_empty() && self.records.desired(machine).is_some()) {
+            return Ok(());
         }
+        let reason = match addresses.is_empty() {
+            true => "the machine has not booted here and Omni does not know it",
+            false => "the machine booted from another address",
+        };
+        Err(Refusal { reason: reason.into() })
     }
 }

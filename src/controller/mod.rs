@@ -4,6 +4,7 @@
 
 mod act;
 mod actor;
+pub mod addresses;
 pub mod desk;
 pub mod orphans;
 pub mod publish;
@@ -56,8 +57,8 @@ pub async fn run(
 ) -> Result<(), records::Error> {
     match records.sightings().load(UnixTime::now()).await {
         Ok(seen) => {
-            for (id, sighting) in seen {
-                rack.restore(&id, sighting, Uptime::now());
+            for (id, addresses) in seen {
+                rack.restore(&id, addresses, Uptime::now());
             }
         }
         // Machines that were booting must boot again then; the others are not concerned.
@@ -97,7 +98,7 @@ pub async fn run(
                     actors.changed(&change.kind, &change.id, &mut unfinished);
                 }
             }
-            event = tunnel_events.next() => heard(&rack, &event),
+            event = tunnel_events.next() => heard(&rack, &records, &event).await,
             _ = look.tick() => {
                 let is_confirmed = records::confirmed(records.mirror(), Uptime::now());
                 if is_confirmed && !was_confirmed {
@@ -117,7 +118,8 @@ pub async fn run(
             Some(ended) = actors.tasks.join_next_with_id() => actors.ended(ended, &mut unfinished),
         }
     }
-    while actors.tasks.join_next().await.is_some() {}
+    // A wipe may take a day; what was begun is in the store, so that ending need not wait for it.
+    actors.tasks.shutdown().await;
     while actors.collecting.join_next().await.is_some() {}
     Ok(())
 }
@@ -146,12 +148,8 @@ impl Actors {
         if self.running.contains_key(&id) {
             self.site.rack.wake(&id, Uptime::now()).notify_one();
         } else if self.site.records.desired(&id).is_some() || unfinished.remove(&id) {
-            let actor = Actor::new(id.clone(), Arc::clone(&self.site));
-            let cancel = self.cancel.clone();
-            // A wipe may take a day; what was begun is in the store, so that ending need not wait for it.
-            let task = self.tasks.spawn(async move {
-                cancel.run_until_cancelled(actor.run()).await;
-            });
+            let actor = Box::new(Actor::new(id.clone(), Arc::clone(&self.site)));
+            let task = self.tasks.spawn(actor.run());
             self.running.insert(id, task.id());
         }
     }
@@ -225,8 +223,15 @@ impl Actors {
     }
 }
 
-fn heard(rack: &Rack, event: &TunnelEvent) {
+async fn heard(rack: &Rack, records: &Records, event: &TunnelEvent) {
     let machine = &event.machine;
+    if let TunnelState::Opened { peer } = &event.state
+        && records.desired(machine).is_some()
+        && let Some(addresses) = rack.served(machine, peer.ip(), Uptime::now(), UnixTime::now())
+        && let Err(error) = records.sightings().keep(machine, &addresses).await
+    {
+        tracing::warn!(%machine, error = %chain(&error), "where the agent works from is not kept");
+    }
     let what = match &event.state {
         TunnelState::Opened { peer } => {
             tracing::info!(%machine, %peer, "agent connected");

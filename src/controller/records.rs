@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::sightings::Sightings;
+use super::sightings::{self, Sightings};
 use crate::machine::{BmcRecord, Desired, MachineId, Recorded};
 use crate::omni::mirror::Freshness;
 use crate::omni::{self, Mirror, State};
@@ -408,12 +408,12 @@ impl Records {
     ) -> Result<(), Error> {
         let present = self.inner.mirror.get(&kind, id.as_str());
         let mut wanted = match &present {
-            Some(present) => (**present).clone(),
+            Some(present) => present.clone(),
             None => Resource::new(kind, id.as_str(), &()),
         };
         wanted.spec = spec.clone();
         labels(&mut wanted.labels);
-        if present.as_deref() == Some(&wanted) {
+        if present.as_ref() == Some(&wanted) {
             return Ok(());
         }
         let stored = self
@@ -524,7 +524,7 @@ impl Records {
     /// Drops what the local store holds of a machine: its intent, and what Omni was still to be told.
     async fn forget(&self, id: &MachineId) -> Result<(), Error> {
         let unsent: Vec<_> = self.unsent().keys().filter(|(machine, _)| machine == id).cloned().collect();
-        let mut batch = intents::cleared(Batch::new(), id);
+        let mut batch = intents::cleared(Batch::new(), id).remove(Tree::Meta, sightings::key(id));
         for (_, record) in &unsent {
             batch = batch.remove(Tree::Meta, unsent_key(id, *record));
         }

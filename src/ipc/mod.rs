@@ -6,6 +6,8 @@
 
 mod client;
 mod frame;
+pub mod init;
+pub mod journal;
 mod server;
 
 use std::io;
@@ -167,7 +169,7 @@ mod tests {
     }
 
     fn client(path: &Path) -> Client<u64, Vec<u64>> {
-        Client::new(path, Duration::from_secs(10))
+        Client::new(path, Duration::from_secs(60))
     }
 
     #[tokio::test]

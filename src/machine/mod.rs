@@ -4,6 +4,7 @@ mod record;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 pub use record::*;
 use serde::{Deserialize, Serialize};
@@ -11,10 +12,10 @@ use serde::{Deserialize, Serialize};
 /// A machine's SMBIOS UUID, as iPXE, the agent and Omni spell it. It is the ID of every resource about the machine.
 ///
 /// Canonical form only: 36 characters, lower-case hex, dashes at 8, 13, 18 and 23. The nil and the all-ones UUID, which
-/// boards without one report, are refused.
+/// boards without one report, are refused. Clones share the text: a machine is named in many tables.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct MachineId(Box<str>);
+pub struct MachineId(Arc<str>);
 
 /// Why a text is no [`MachineId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +69,7 @@ impl FromStr for MachineId {
         if (first == b'0' || first == b'f') && digits.all(|digit| digit == first) {
             return Err(InvalidMachineId::Blank);
         }
-        Ok(Self(text.into_boxed_str()))
+        Ok(Self(text.into()))
     }
 }
 
@@ -81,7 +82,7 @@ impl TryFrom<String> for MachineId {
 
 impl From<MachineId> for String {
     fn from(id: MachineId) -> Self {
-        id.0.into()
+        id.as_str().to_owned()
     }
 }
 

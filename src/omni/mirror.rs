@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::packed::{Age, Packed};
 use super::watch::{Delivered, Watch};
 use crate::resource::{Kind, Resource};
 use crate::time::{UnixTime, Uptime};
@@ -53,26 +54,13 @@ struct Table {
 #[derive(Debug)]
 enum Entry {
     /// There, as Omni's events have it; or as we wrote it in `local`, an epoch, until an event confirms it.
-    Present { resource: Arc<Resource>, local: Option<u64> },
+    Present { resource: Packed, local: Option<u64> },
     /// We destroyed it in this epoch, and the event that says so is still to come.
     Forgotten { last: Age, local: u64 },
 }
 
-/// Orders the states of one ID: incarnations by their creation, then versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Age {
-    created: UnixTime,
-    version: u64,
-}
-
-impl Age {
-    fn of(resource: &Resource) -> Self {
-        Self { created: resource.created, version: resource.version.unwrap_or(0) }
-    }
-}
-
 impl Entry {
-    const fn resource(&self) -> Option<&Arc<Resource>> {
+    const fn resource(&self) -> Option<&Packed> {
         match self {
             Self::Present { resource, .. } => Some(resource),
             Self::Forgotten { .. } => None,
@@ -147,8 +135,9 @@ impl Mirror {
     }
 
     /// The resource `id` of `kind`; `None` when it is absent or the kind is not mirrored.
-    pub fn get(&self, kind: &Kind, id: &str) -> Option<Arc<Resource>> {
-        self.read(kind, |table| table.entries.get(id).and_then(Entry::resource).cloned()).flatten()
+    pub fn get(&self, kind: &Kind, id: &str) -> Option<Resource> {
+        let packed = self.read(kind, |table| table.entries.get(id).and_then(Entry::resource).cloned()).flatten()?;
+        Some(packed.unpack(kind, id))
     }
 
     /// The IDs of `kind`, in order.
@@ -157,14 +146,14 @@ impl Mirror {
         self.read(kind, |table| table.entries.iter().filter_map(present).collect()).unwrap_or_default()
     }
 
-    /// All resources of `kind`, in the order of their IDs: one consistent set, whose members are shared, not copied.
-    pub fn all(&self, kind: &Kind) -> Vec<Arc<Resource>> {
-        self.read(kind, |table| table.entries.values().filter_map(Entry::resource).cloned().collect())
-            .unwrap_or_default()
+    /// All resources of `kind`, in the order of their IDs: one consistent set, decoded for the caller.
+    pub fn all(&self, kind: &Kind) -> Vec<Resource> {
+        let unpacked = |(id, entry): (&Arc<str>, &Entry)| entry.resource().map(|packed| packed.unpack(kind, id));
+        self.read(kind, |table| table.entries.iter().filter_map(unpacked).collect()).unwrap_or_default()
     }
 
     /// Everything, for the store. It holds secrets where Omni's resources do: seal it.
-    pub fn export(&self) -> Vec<Arc<Resource>> {
+    pub fn export(&self) -> Vec<Resource> {
         self.shared.watches.iter().flat_map(|watch| self.all(&watch.kind)).collect()
     }
 
@@ -189,7 +178,7 @@ impl Mirror {
                     table
                         .entries
                         .entry(id)
-                        .or_insert_with(|| Entry::Present { resource: Arc::new(resource), local: None });
+                        .or_insert_with(|| Entry::Present { resource: Packed::of(&resource), local: None });
                 }
             });
         }
@@ -203,7 +192,7 @@ impl Mirror {
         let kind = resource.kind.clone();
         self.write(&kind, |table, changed| {
             let known = match table.entries.get(resource.id.as_str()) {
-                Some(Entry::Present { resource, .. }) => Some(Age::of(resource)),
+                Some(Entry::Present { resource, .. }) => Some(resource.age()),
                 Some(Entry::Forgotten { last, .. }) => Some(*last),
                 None => None,
             };
@@ -212,7 +201,7 @@ impl Mirror {
                 let id: Arc<str> = resource.id.as_str().into();
                 changed.push(Arc::clone(&id));
                 let local = Some(table.epoch);
-                table.entries.insert(id, Entry::Present { resource: Arc::new(resource), local });
+                table.entries.insert(id, Entry::Present { resource: Packed::of(&resource), local });
             }
         });
     }
@@ -226,7 +215,7 @@ impl Mirror {
                 if let Some(entry) = table.entries.get_mut(&id)
                     && let Entry::Present { resource, .. } = entry
                 {
-                    *entry = Entry::Forgotten { last: Age::of(resource), local: epoch };
+                    *entry = Entry::Forgotten { last: resource.age(), local: epoch };
                     changed.push(id);
                 }
             }
@@ -302,6 +291,13 @@ impl Mirror {
 
     /// Takes what the watch of `kind` delivered.
     pub(crate) fn deliver(&self, kind: &Kind, delivered: Delivered, now: Uptime) {
+        let delivered = match delivered {
+            Delivered::Replace(contents) => {
+                let shared = contents.into_iter().map(|(id, packed)| (self.known_id(kind, id), packed));
+                Delivered::Replace(shared.collect())
+            }
+            other => other,
+        };
         let replaced = matches!(delivered, Delivered::Replace(_));
         self.write(kind, |table, changed| match delivered {
             Delivered::Nothing | Delivered::Relist(_) => {}
@@ -310,12 +306,20 @@ impl Mirror {
                 table.bootstrapped = true;
                 table.connect(now);
             }
-            Delivered::Put(resource) => table.put(resource, changed),
+            Delivered::Put(resource) => table.put(&resource, changed),
             Delivered::Remove(resource) => table.remove(&resource, changed),
         });
         if replaced && self.kinds(now).iter().all(|status| status.bootstrapped) {
             self.shared.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
+    }
+
+    /// `id` as another kind's table holds it: nearly all kinds are about the same machines, and need not spell each anew.
+    fn known_id(&self, kind: &Kind, id: Arc<str>) -> Arc<str> {
+        let others = self.watches().iter().filter(|watch| watch.kind != *kind);
+        let held = |table: &Table| table.entries.get_key_value(&id).map(|(known, _)| Arc::clone(known));
+        let known = others.filter_map(|watch| self.read(&watch.kind, held).flatten()).next();
+        known.unwrap_or(id)
     }
 
     fn table(&self, kind: &Kind) -> Option<&RwLock<Table>> {
@@ -377,16 +381,15 @@ impl Table {
     }
 
     /// A whole new set. Of the old one only local writes of this epoch survive, where the set is older than they are.
-    fn replace(&mut self, contents: BTreeMap<Arc<str>, Arc<Resource>>, changed: &mut Vec<Arc<str>>) {
-        let mut next: BTreeMap<Arc<str>, Entry> = BTreeMap::new();
-        for (id, resource) in contents {
-            next.insert(id, Entry::Present { resource, local: None });
-        }
+    fn replace(&mut self, contents: BTreeMap<Arc<str>, Packed>, changed: &mut Vec<Arc<str>>) {
+        // Collected from a sorted sequence, the map's nodes are full; by insertions they would be half empty.
+        let present = |(id, resource)| (id, Entry::Present { resource, local: None });
+        let mut next: BTreeMap<Arc<str>, Entry> = contents.into_iter().map(present).collect();
         for (id, old) in std::mem::take(&mut self.entries) {
-            let known = next.get(&id).and_then(Entry::resource).map(|resource| Age::of(resource));
+            let known = next.get(&id).and_then(Entry::resource).map(Packed::age);
             let survives = match &old {
                 Entry::Present { resource, local: Some(epoch) } => {
-                    *epoch == self.epoch && known.is_none_or(|known| known < Age::of(resource))
+                    *epoch == self.epoch && known.is_none_or(|known| known < resource.age())
                 }
                 Entry::Forgotten { last, local } => {
                     *local == self.epoch && known.is_some_and(|known| known.created <= last.created)
@@ -400,7 +403,7 @@ impl Table {
                 self.entries.insert(id, old);
             } else {
                 if let (Some(gone), false) = (old.resource(), next.contains_key(&id)) {
-                    self.bury(&id, Age::of(gone));
+                    self.bury(&id, gone.age());
                 }
                 changed.push(id);
             }
@@ -413,10 +416,10 @@ impl Table {
         self.entries = next;
     }
 
-    fn put(&mut self, resource: Arc<Resource>, changed: &mut Vec<Arc<str>>) {
-        let age = Age::of(&resource);
+    fn put(&mut self, resource: &Resource, changed: &mut Vec<Arc<str>>) {
+        let age = Age::of(resource);
         let outdated = match self.entries.get(resource.id.as_str()) {
-            Some(Entry::Present { resource: known, local: Some(_) }) => age < Age::of(known),
+            Some(Entry::Present { resource: known, local: Some(_) }) => age < known.age(),
             // A destroyed incarnation does not come back, whatever its last events say.
             Some(Entry::Forgotten { last, .. }) => age.created <= last.created,
             // Events are in order among themselves, whatever Omni's clock did between two incarnations.
@@ -429,17 +432,18 @@ impl Table {
         // It may be back because its labels match again.
         self.graves.retain(|(buried, _)| *buried != id);
         let known = self.entries.get(&id).and_then(Entry::resource);
-        if known.is_none_or(|known| *known != resource) {
+        let packed = Packed::of(resource);
+        if known.is_none_or(|known| *known != packed) {
             changed.push(Arc::clone(&id));
         }
-        self.entries.insert(id, Entry::Present { resource, local: None });
+        self.entries.insert(id, Entry::Present { resource: packed, local: None });
     }
 
     fn remove(&mut self, resource: &Resource, changed: &mut Vec<Arc<str>>) {
         let id = resource.id.as_str();
         match self.entries.get(id) {
             // The event is about a state before our write; the write's own event is still to come.
-            Some(Entry::Present { resource: known, local: Some(_) }) if Age::of(resource) < Age::of(known) => {}
+            Some(Entry::Present { resource: known, local: Some(_) }) if Age::of(resource) < known.age() => {}
             Some(Entry::Present { .. }) => {
                 if let Some((id, _)) = self.entries.remove_entry(id) {
                     self.bury(&id, Age::of(resource));

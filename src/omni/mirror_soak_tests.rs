@@ -56,7 +56,7 @@ struct Day {
     machine: WatchState,
     news: Changes,
     /// What a subscriber knows who reads the mirror at each piece of news.
-    reader: BTreeMap<Arc<str>, Arc<Resource>>,
+    reader: BTreeMap<Arc<str>, Resource>,
     /// The last of our own writes to each resource: its state, or the state that we destroyed.
     own: BTreeMap<String, (Age, bool)>,
     counts: Counts,
@@ -246,11 +246,7 @@ impl Day {
     fn agrees(&mut self) {
         self.counts.agreements += 1;
         let (mirrored, stored) = (self.mirror.all(&self.kind), self.omni.list());
-        assert!(
-            mirrored.iter().map(|seen| &**seen).eq(stored.map(|stored| &stored.resource)),
-            "at {} ms: {mirrored:#?}",
-            self.now
-        );
+        assert!(mirrored.iter().eq(stored.map(|stored| &stored.resource)), "at {} ms: {mirrored:#?}", self.now);
         assert!(self.reader.values().eq(mirrored.iter()), "at {} ms", self.now);
         self.mirror.read(&self.kind, |table| {
             let held = table.entries.len();

@@ -26,7 +26,7 @@ fn mirror() -> Mirror {
 }
 
 fn set(resources: &[Resource]) -> Delivered {
-    Delivered::Replace(resources.iter().map(|r| (r.id.as_str().into(), Arc::new(r.clone()))).collect())
+    Delivered::Replace(resources.iter().map(|r| (r.id.as_str().into(), Packed::of(r))).collect())
 }
 
 fn ids(changes: BTreeSet<Change>) -> Vec<String> {
@@ -215,7 +215,7 @@ struct Run {
     machine: WatchState,
     mirror: Mirror,
     /// What a subscriber that reads after each news believes.
-    believed: BTreeMap<String, Arc<Resource>>,
+    believed: BTreeMap<String, Resource>,
     changes: Changes,
     /// Answers to our writes that are under way.
     answers: VecDeque<Resource>,
@@ -324,10 +324,8 @@ proptest! {
         }
         run.learn();
         let held: BTreeMap<String, Resource> =
-            run.mirror.all(&kind()).iter().map(|resource| (resource.id.clone(), (**resource).clone())).collect();
+            run.mirror.all(&kind()).into_iter().map(|resource| (resource.id.clone(), resource)).collect();
         prop_assert_eq!(&held, &run.model.current);
-        let believed: BTreeMap<String, Resource> =
-            run.believed.iter().map(|(id, resource)| (id.clone(), (**resource).clone())).collect();
-        prop_assert_eq!(&believed, &held, "a subscriber that reads after news knows it all");
+        prop_assert_eq!(&run.believed, &held, "a subscriber that reads after news knows it all");
     }
 }

@@ -12,6 +12,7 @@ pub mod join;
 pub mod key;
 pub mod management;
 pub mod mirror;
+pub mod packed;
 pub mod provider;
 pub mod proxy;
 pub mod signer;

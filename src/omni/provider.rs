@@ -2,9 +2,10 @@
 //!
 //! Source: contract omni-wire.md sections 4.2 to 4.4, 7.2 and 8.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Call, Error};
@@ -104,16 +105,18 @@ pub async fn beat(
 
 /// Beats every [`HEARTBEAT_INTERVAL`], and whenever `trouble` changes, until `cancel`. Failures are logged and retried;
 /// `failure` holds the words of the last one until a beat succeeds. It tells what open streams don't: that Omni would
-/// take no new call, for instance because a clock is wrong.
+/// take no new call, for instance because a clock is wrong. `forgotten` is told when Omni has lost the last beat's status: it was
+/// restarted, or restored from a copy that may not know the provider either.
 pub async fn run_heartbeat(
     state: State,
     provider_id: String,
     mut trouble: watch::Receiver<String>,
     failure: watch::Sender<String>,
+    forgotten: Arc<Notify>,
     cancel: CancellationToken,
 ) {
     let state = state.with_deadline(HEARTBEAT_DEADLINE);
-    let mut last = None;
+    let mut last: Option<Resource> = None;
     let mut failing = false;
     let mut watched = true;
     loop {
@@ -130,6 +133,10 @@ pub async fn run_heartbeat(
                 }
                 failing = false;
                 failure.send_replace(String::new());
+                let anew = |last: Resource| last.created != resource.created || last.version > resource.version;
+                if last.take().is_some_and(anew) {
+                    forgotten.notify_one();
+                }
                 last = Some(resource);
                 HEARTBEAT_INTERVAL
             }

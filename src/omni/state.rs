@@ -290,7 +290,9 @@ impl State {
     ) -> Result<Streaming<cosi::WatchResponse>, Error> {
         let options = cosi::WatchOptions {
             bootstrap_contents: bookmark.is_none(),
-            aggregated: true,
+            // Message by message: all contents in one would leave both ends a buffer of that size for as long as the
+            // stream stands, and the decoded message as holes between what is kept of it.
+            aggregated: false,
             start_from_bookmark: bookmark.map(|bookmark| bookmark.to_vec()),
             label_query: label_query(labels),
             ..Default::default()

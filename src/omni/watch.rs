@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::CALL_DEADLINE;
 use super::error::{Call, Error, printable};
 use super::mirror::Mirror;
+use super::packed::Packed;
 use super::state::{MAX_RESOURCES, State};
 use crate::proto::cosi;
 use crate::resource::{Kind, MalformedResource, Resource};
@@ -169,11 +170,11 @@ pub enum Delivered {
     /// Nothing to tell yet.
     Nothing,
     /// The whole set by ID, in place of whatever was known.
-    Replace(BTreeMap<Arc<str>, Arc<Resource>>),
+    Replace(BTreeMap<Arc<str>, Packed>),
     /// One resource is there, new or changed.
-    Put(Arc<Resource>),
+    Put(Box<Resource>),
     /// One resource is gone; this was its last state.
-    Remove(Arc<Resource>),
+    Remove(Box<Resource>),
     /// Close the stream and start over.
     Relist(Lost),
 }
@@ -198,7 +199,7 @@ pub struct WatchState {
 #[derive(Debug)]
 enum Stage {
     /// The contents come in; readers still see the old set.
-    Bootstrapping { buffer: BTreeMap<Arc<str>, Arc<Resource>> },
+    Bootstrapping { buffer: BTreeMap<Arc<str>, Packed> },
     /// Readers see every event. Without a bookmark the next break means a bootstrap.
     Live { bookmark: Option<Bytes> },
     /// Nothing that comes now counts.
@@ -244,7 +245,7 @@ impl WatchState {
                 Delivered::Relist(Lost::Errored(text))
             }
             (Stage::Bootstrapping { buffer }, Event::Created(resource) | Event::Updated(resource)) => {
-                buffer.insert(resource.id.as_str().into(), Arc::new(resource));
+                buffer.insert(resource.id.as_str().into(), Packed::of(&resource));
                 if buffer.len() > MAX_RESOURCES {
                     self.stage = Stage::Lost;
                     return Delivered::Relist(Lost::TooMany);
@@ -261,9 +262,9 @@ impl WatchState {
                 Delivered::Replace(contents)
             }
             (Stage::Live { .. }, Event::Created(resource) | Event::Updated(resource)) => {
-                Delivered::Put(Arc::new(resource))
+                Delivered::Put(Box::new(resource))
             }
-            (Stage::Live { .. }, Event::Destroyed(resource)) => Delivered::Remove(Arc::new(resource)),
+            (Stage::Live { .. }, Event::Destroyed(resource)) => Delivered::Remove(Box::new(resource)),
             (Stage::Live { .. }, Event::Bootstrapped | Event::Noop) | (Stage::Bootstrapping { .. }, Event::Noop) => {
                 Delivered::Nothing
             }

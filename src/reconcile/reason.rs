@@ -106,11 +106,10 @@ impl Reason {
             Self::LastAttemptFailed => "plan_last_attempt_failed",
         }
     }
-}
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    /// The sentence for the page.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::NotInOmni => "Omni does not know this machine yet; it gets the agent when it boots",
             Self::PendingAcceptance => "waits for a person to accept it in Omni",
             Self::Rejected => "rejected in Omni; nothing is done to it",
@@ -142,6 +141,12 @@ impl fmt::Display for Reason {
             Self::Running => "runs Talos from its disk",
             Self::StaleView => "waits for Omni: its last word is old",
             Self::LastAttemptFailed => "the last attempt failed; is tried again",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }

@@ -415,7 +415,11 @@ async fn schematics_lead_to_boot_assets_that_machines_download() {
     assert_eq!(omni.factory().downloads()[&asset], 1);
     let (head, body) = http(address, "POST", "/schematics", std::str::from_utf8(&raw).unwrap()).await;
     assert!(head.starts_with("HTTP/1.1 201"));
-    assert_eq!(body, format!("{{\"id\":\"{schematic}\"}}").into_bytes());
+    let made: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(made, serde_json::json!({ "id": schematic, "schematic": std::str::from_utf8(&raw).unwrap() }));
+    let (head, body) = http(address, "GET", &format!("/schematics/{schematic}"), "").await;
+    assert!(head.starts_with("HTTP/1.1 200") && body == raw);
+    assert!(http(address, "GET", "/schematics/none", "").await.0.starts_with("HTTP/1.1 404"));
 
     omni.faults().factory_unavailable(true);
     assert!(http(address, "GET", &file, "").await.0.starts_with("HTTP/1.1 503"));

@@ -8,6 +8,7 @@ use pilotlight::lab::omni::account::ServiceAccount;
 use pilotlight::lab::omni::lifecycle::OmniMachine;
 use pilotlight::lab::omni::script::Step;
 use pilotlight::machine::PowerState;
+use pilotlight::omni::provider::{health_status_kind, provider_status_kind};
 use pilotlight::resource::Kind;
 use pilotlight::secret::Secret;
 use pilotlight::status::{Snapshot, Stage};
@@ -153,7 +154,7 @@ async fn http_strangers_get_a_plain_refusal_and_cost_bounded_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tunnel_that_breaks_the_rules_is_refused_counted_and_harms_no_other() {
-    let site = Site::start(1).await;
+    let mut site = Site::start(1).await;
     let api = site.provider.api();
     let stranger = "11111111-2222-4333-8444-000000000001";
     let refused = async |id: &str| Raw::dial(api, id).await.map(drop).unwrap_err();
@@ -165,11 +166,13 @@ async fn a_tunnel_that_breaks_the_rules_is_refused_counted_and_harms_no_other() 
     // It boots from here, and so it may come from here; what it sends then is against every rule.
     site.get(&format!("/ipxe/boot.ipxe?uuid={stranger}&arch=x86_64")).await;
     for number in 0..20 {
-        let raw = Raw::dial(api, stranger).await.unwrap();
+        let mut raw = Raw::dial(api, stranger).await.unwrap();
         raw.send(-1, settings(&[0, 1], 65_536)).await;
         raw.send(number, whole(&garbage(number as u64, 16_384))).await;
         // The provider may have ended it already.
         let _ = raw.to.send(Default::default()).await;
+        // A stream that is dropped earlier is reset, and what it brought may never be read.
+        assert_eq!(raw.outer_status().await.code(), Code::Unknown);
     }
     // Octets that are no gRPC at all, after a right preface.
     let mut stream = TcpStream::connect(api).await.unwrap();
@@ -192,8 +195,31 @@ async fn a_tunnel_that_breaks_the_rules_is_refused_counted_and_harms_no_other() 
     site.until("the agent is connected", here).await;
     let answer = refused(&id).await;
     assert_eq!((answer.code(), answer.message()), (Code::PermissionDenied, "the machine booted from another address"));
+    // Whoever knows its UUID may boot under its name, and takes nothing from it: not its tunnel, nor its next one.
+    let under_its_name = format!("/ipxe/boot.ipxe?uuid={id}&arch=x86_64");
+    site.get(&under_its_name).await;
+    let mut second = Raw::dial(api, &id).await.unwrap();
+    second.send(-1, settings(&[0, 1], 65_536)).await;
+    assert_eq!(second.outer_status().await.code(), Code::AlreadyExists);
     assert!(here(&site.status().await), "the real agent stays");
+    site.provider.kill().await.unwrap();
+    site.provider.start().await.unwrap();
+    site.get(&under_its_name).await;
+    site.until("the agent is connected again", here).await;
     all_is_well(&site).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_omni_restored_without_the_provider_is_told_of_it_again() {
+    let site = Site::start(1).await;
+    let kind = provider_status_kind();
+    let registered = |site: &Site| site.omni.state().get(&kind, PROVIDER_ID).is_ok();
+    site.see("the provider is registered", registered).await;
+    let beaten = |site: &Site| site.omni.state().get(&health_status_kind(), PROVIDER_ID).is_ok();
+    site.see("its heart beats", beaten).await;
+    site.omni.state().destroy(&kind, PROVIDER_ID, "").unwrap();
+    site.omni.faults().restart().await;
+    site.see("the provider is registered again", registered).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,9 +294,24 @@ async fn a_key_that_omni_refuses_is_told_on_the_page_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_ten_minutes_off_is_named_and_forgotten_once_it_is_right() {
+async fn a_key_that_ends_within_thirty_days_is_told_of_on_the_page_and_in_the_log() {
     let mut site = Site::new(1).await;
-    site.omni.faults().clock_offset(600);
+    let account = ServiceAccount::create(PROVIDER_ID, Duration::from_secs(29 * 86_400)).unwrap();
+    site.omni.add_account(&account);
+    site.provider.set_key(account.key_string.clone());
+    site.provider.start().await.unwrap();
+    let told = |status: &Snapshot| status.omni.trouble.starts_with("the service account key expires on ");
+    let status = site.until("the page tells of it", told).await;
+    assert!(status.omni.trouble.ends_with("renew it with `omnictl infraprovider renewkey lab`"), "{status:?}");
+    assert_eq!(status.omni.key_expires.map(|at| at.as_secs()), Some(account.expires.as_secs()));
+    assert!(status.omni.connected, "it is no trouble yet");
+    assert!(site.log().contains("the service account key expires on "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_an_hour_is_named_and_forgotten_once_it_is_right() {
+    let mut site = Site::new(1).await;
+    site.omni.faults().clock_offset(3_600);
     site.provider.start().await.unwrap();
     let named = |status: &Snapshot| status.omni.trouble.contains("clock");
     let status = site.until("the clock is named", named).await;
@@ -281,7 +322,7 @@ async fn a_clock_ten_minutes_off_is_named_and_forgotten_once_it_is_right() {
     // The same with the streams open: the next call tells.
     site.live().await;
     site.see("the machine is being prepared", |site| site.step(0) >= Step::Preparing).await;
-    site.omni.faults().clock_offset(-600);
+    site.omni.faults().clock_offset(-3_600);
     site.until("the clock is named again", named).await;
     site.omni.faults().clock_offset(0);
     site.done().await;

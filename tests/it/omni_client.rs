@@ -253,7 +253,7 @@ async fn a_watch_bootstraps_resumes_and_starts_over_as_omni_has_it() {
 
     let opened = soon(watches.recv()).await.unwrap();
     let options = opened.request.options.clone().unwrap();
-    assert!(options.bootstrap_contents && options.aggregated && options.start_from_bookmark.is_none());
+    assert!(options.bootstrap_contents && !options.aggregated && options.start_from_bookmark.is_none());
     assert_eq!((opened.request.id.clone(), opened.request.api_version), (None, 1));
     feed(&opened, vec![]).await;
     let tombstone = Resource { version: None, ..stored("") };
@@ -322,11 +322,13 @@ async fn the_heartbeat_tells_of_trouble_at_once_and_survives_omnis_restart() {
     let (script, client, _) = scripted().await;
     let (trouble, told) = tokio::sync::watch::channel(String::new());
     let cancel = CancellationToken::new();
+    let forgotten = std::sync::Arc::new(tokio::sync::Notify::new());
     let task = tokio::spawn(provider::run_heartbeat(
         client.state().clone(),
         "metal-1".into(),
         told,
         tokio::sync::watch::Sender::default(),
+        forgotten.clone(),
         cancel.clone(),
     ));
     let health = || {
@@ -353,6 +355,7 @@ async fn the_heartbeat_tells_of_trouble_at_once_and_survives_omnis_restart() {
     script.forget("metal-1");
     trouble.send("DHCP is down".into()).unwrap();
     assert_eq!(until("DHCP is down").await.version, Some(1), "made anew");
+    soon(forgotten.notified()).await;
     cancel.cancel();
     soon(task).await.unwrap();
 }

@@ -21,7 +21,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::go::{self, Go};
 use crate::omni_script::{PUBLIC_KEY, service_account};
+use crate::peers;
 
+const SIGNATURES: &str = "peer 1: go-api-signature v0.3.13";
+const SERVER: &str = "peer 1: State server of cosi-project/runtime v1.16.2, our client's calls";
 /// What a new resource holds.
 const ME: &str = "metal-1.Controller";
 
@@ -96,7 +99,7 @@ async fn agrees(mirror: &Mirror, client: &Client) {
     soon(async {
         loop {
             let listed = client.state().list(&kind(), &[]).await.unwrap();
-            if mirror.all(&kind()).iter().map(AsRef::as_ref).eq(&listed) {
+            if mirror.all(&kind()).iter().eq(&listed) {
                 return;
             }
             let _ = tokio::time::timeout(Duration::from_millis(50), changes.next()).await;
@@ -121,6 +124,7 @@ async fn keys_made_by_the_go_library_are_read() {
         assert_eq!(lifetime.as_secs(), account["lifetime"].as_u64().unwrap());
         assert!(!key.expired(now));
     }
+    peers::say(&format!("{SIGNATURES}: {} keys of its making read", made.len()));
 }
 
 #[tokio::test]
@@ -132,7 +136,9 @@ async fn the_go_library_verifies_our_signatures_and_refuses_what_was_changed() {
         keys.push((account["key"].as_str().unwrap().to_owned(), account["public"].as_str().unwrap().to_owned()));
     }
     let mut verifier = Go::start(&program, &["verify"]);
+    let mut asked_so_far = 0;
     let mut verify = async |payload: &str, signature: &[u8], public: &str| {
+        asked_so_far += 1;
         let asked = serde_json::json!({
             "payload": payload, "signature": BASE64_STANDARD.encode(signature), "public": public,
         });
@@ -152,6 +158,7 @@ async fn the_go_library_verifies_our_signatures_and_refuses_what_was_changed() {
     let signature = key.sign(b"x", UnixTime::now()).unwrap();
     let refused = verify("x", &signature, &keys[1].1).await;
     assert!(refused.starts_with("refused"), "{refused}");
+    peers::say(&format!("{SIGNATURES}: {asked_so_far} signatures of {} keys judged", keys.len()));
 }
 
 #[tokio::test]
@@ -202,7 +209,7 @@ async fn all_eight_calls_work_compressed_and_signed() {
     let eight = ["Create", "Destroy", "Get", "List", "Teardown", "TeardownAndDestroy", "Update", "Watch"];
     assert_eq!(called, eight, "{stats}");
     assert!(stats["encodings"].as_object().unwrap().keys().eq(["gzip"]), "{stats}");
-    println!("calls against the Go server: {}", stats["calls"]);
+    peers::say(&format!("{SERVER}: {}", stats["calls"]));
 }
 
 #[tokio::test]

@@ -1,79 +1,21 @@
 //! The agent's reverse tunnel against the Go library that real agents and providers are made of, in both roles.
 
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use pilotlight::agent::{CallError, IpmiAccess, PowerManagement, TunnelState};
 use pilotlight::lab::agent;
 use pilotlight::secret::Secret;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
+use crate::go::{self, Go};
 use crate::peers;
 use crate::tunnel::simulated::Bench;
 use crate::tunnel::{PATIENCE, Provider, machine, within};
 
-/// The Go program, built once per run; `None` without Go, or without a way to get its modules.
-fn go_tunnel() -> Option<PathBuf> {
-    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
-    BUILT
-        .get_or_init(|| {
-            if !peers::require("go", "golang-go") {
-                return None;
-            }
-            let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("interop-tunnel");
-            let built = std::process::Command::new("go")
-                .args(["build", "-mod=readonly", "-o"])
-                .arg(&program)
-                .arg(".")
-                .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/tunnel"))
-                .output()
-                .unwrap();
-            if built.status.success() {
-                return Some(program);
-            }
-            let errors = String::from_utf8_lossy(&built.stderr);
-            // An offline machine cannot fetch modules; every other failure to build is a fault of the program.
-            let offline = errors.contains("dial tcp") || errors.contains("module lookup disabled");
-            let required = std::env::var_os("PILOTLIGHT_REQUIRE_PEERS").is_some_and(|value| value == "1");
-            assert!(offline && !required, "go build: {errors}");
-            crate::peers::say("skipped: the Go modules cannot be fetched (go mod download in tests/interop/tunnel)");
-            None
-        })
-        .clone()
-}
-
-/// A running Go program; killed when dropped.
-struct Go {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Go {
-    fn start(program: &Path, arguments: &[&str]) -> Self {
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    async fn line(&mut self) -> String {
-        within(self.lines.next_line()).await.unwrap().expect("the Go program still runs")
-    }
-}
-
 async fn a_go_agent(flags: &[&str]) {
-    let Some(program) = go_tunnel() else { return };
+    let Some(program) = go::program("tunnel") else { return };
     let mut provider = Provider::start().await;
     let id = machine(1);
     let address = provider.address.to_string();
@@ -125,9 +67,11 @@ async fn a_go_agent(flags: &[&str]) {
     // A live call fails at once when the agent's process dies.
     let cut = wipe();
     assert_eq!(go.line().await, "wiping with zeroes");
-    go.child.kill().await.unwrap();
+    let calls = go.ask("").await;
+    go.kill().await;
     assert!(matches!(within(cut).await.unwrap(), Err(CallError::Closed { .. })));
     assert!(matches!(provider.event(&id).await, TunnelState::Closed { .. }));
+    peers::say(&format!("peer 4: grpctunnel v0.3.0 as agent {flags:?}: {calls}"));
 }
 
 #[tokio::test]
@@ -142,7 +86,7 @@ async fn our_provider_calls_a_go_agent_in_revision_zero() {
 
 #[tokio::test]
 async fn a_go_agent_is_told_why_its_tunnel_is_refused_or_ended() {
-    let Some(program) = go_tunnel() else { return };
+    let Some(program) = go::program("tunnel") else { return };
     let mut provider = Provider::start().await;
     let address = provider.address.to_string();
     let mut refused = Go::start(&program, &["agent", &address, machine(666).as_str()]);
@@ -160,7 +104,7 @@ async fn a_go_agent_is_told_why_its_tunnel_is_refused_or_ended() {
 }
 
 async fn a_go_provider(flags: &[&str]) {
-    let Some(program) = go_tunnel() else { return };
+    let Some(program) = go::program("tunnel") else { return };
     let mut go = Go::start(&program, &[&["provider"], flags].concat());
     let address = go.line().await.strip_prefix("listening ").unwrap().to_owned();
     let bench = Bench::new(0);
@@ -191,6 +135,8 @@ async fn a_go_provider(flags: &[&str]) {
     cancel.cancel();
     within(agent).await.unwrap().unwrap();
     assert_eq!(go.line().await, "closed");
+    let calls = go.ask("").await;
+    peers::say(&format!("peer 4: grpctunnel v0.3.0 as provider {flags:?}: {calls} to our agent"));
 }
 
 #[tokio::test]

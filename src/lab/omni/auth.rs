@@ -124,9 +124,9 @@ impl Keys {
         fingerprint
     }
 
-    /// Forgets every key of an account, as when it is destroyed.
-    pub fn forget(&self, identity: &Identity) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|_, known| known.identity != *identity);
+    /// Forgets every key whose fingerprint is not to `stay`.
+    pub fn retain(&self, stay: impl Fn(&str) -> bool) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|fingerprint, _| stay(fingerprint));
     }
 
     /// Whether the account has a key.

@@ -118,6 +118,7 @@ impl Factory {
     pub(super) fn router(&self) -> Router {
         Router::new()
             .route("/schematics", post(post_schematic))
+            .route("/schematics/{schematic}", get(get_schematic))
             .route("/image/{schematic}/{version}/{file}", get(get_image))
             .route("/pxe/{schematic}/{version}/{platform}", get(get_pxe))
             .layer(from_fn_with_state(self.clone(), available))
@@ -157,8 +158,19 @@ async fn available(Extract(factory): Extract<Factory>, request: Request, next: N
 
 async fn post_schematic(Extract(factory): Extract<Factory>, yaml: String) -> Response {
     match factory.add_schematic(&yaml) {
-        Ok(id) => (StatusCode::CREATED, axum::Json(serde_json::json!({ "id": id }))).into_response(),
+        // Older factories leave the schematic out; their clients then ask for it.
+        Ok(id) if factory.0.knobs.is_old() => {
+            (StatusCode::CREATED, axum::Json(serde_json::json!({ "id": id }))).into_response()
+        }
+        Ok(id) => (StatusCode::CREATED, axum::Json(serde_json::json!({ "id": id, "schematic": yaml }))).into_response(),
         Err(full) => (StatusCode::INSUFFICIENT_STORAGE, full.to_string()).into_response(),
+    }
+}
+
+async fn get_schematic(Extract(factory): Extract<Factory>, Path(schematic): Path<String>) -> Response {
+    match factory.schematic(&schematic) {
+        Some(yaml) => ([(header::CONTENT_TYPE, "application/yaml")], yaml).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use tonic::{Request, Response, Status};
 
 use super::account;
+use super::accounts::Accounts;
 use super::factory::Factory;
 use super::faults::Knobs;
-use super::gate::Gate;
 use super::people::People;
 use super::role::{Identity, PROVIDER_PREFIX, Role};
 use crate::proto::management::{
@@ -28,7 +28,7 @@ pub(super) struct Management {
     /// URL of the factory, without a slash at the end.
     pub(super) factory_url: String,
     pub(super) knobs: Arc<Knobs>,
-    pub(super) gate: Arc<Gate>,
+    pub(super) accounts: Accounts,
     pub(super) people: People,
 }
 
@@ -48,7 +48,7 @@ impl Management {
     fn register(&self, armored: &str, identity: Identity) -> Result<String, Status> {
         let (key, expires) = account::public_key(UnixTime::now(), armored)
             .map_err(|bad| Status::invalid_argument(format!("failed to validate: {bad}")))?;
-        Ok(self.gate.keys.register(key, expires, identity))
+        self.accounts.admit(key, expires, identity).map_err(|refused| Status::internal(refused.to_string()))
     }
 
     fn present(&self) -> Result<(), Status> {
@@ -119,7 +119,7 @@ impl management_service_server::ManagementService for Management {
         if provider != (role == Role::InfraProvider) || (provider && asked.use_user_role) {
             return Err(Status::invalid_argument(format!("account {:?} cannot have role {role}", asked.name)));
         }
-        if self.gate.keys.knows(&asked.name).is_some() {
+        if self.accounts.gate.keys.knows(&asked.name).is_some() {
             return Err(Status::already_exists(format!("service account {:?} already exists", asked.name)));
         }
         let identity = Identity::of_account(&asked.name, role);
@@ -134,6 +134,7 @@ impl management_service_server::ManagementService for Management {
         allow(&request, Role::Admin, false)?;
         let asked = request.into_inner();
         let identity = self
+            .accounts
             .gate
             .keys
             .knows(&asked.name)

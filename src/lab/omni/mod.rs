@@ -17,6 +17,7 @@ pub mod yaml;
 
 // Who may do what.
 pub mod account;
+pub mod accounts;
 pub mod auth;
 pub mod role;
 pub mod token;
@@ -54,6 +55,7 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use self::account::{AccountError, ServiceAccount};
+use self::accounts::Accounts;
 use self::collection::Refused;
 use self::controller::Controller;
 use self::factory::{AssetSource, Factory};
@@ -131,7 +133,7 @@ pub struct Omni {
     factory_url: String,
     account: ServiceAccount,
     admin: ServiceAccount,
-    gate: Arc<Gate>,
+    accounts: Accounts,
     state: State,
     factory: Factory,
     controller: Controller,
@@ -153,9 +155,11 @@ impl Omni {
         let knobs: Arc<Knobs> = Arc::default();
         knobs.set_old(options.generation == Generation::Old);
         let gate = Arc::new(Gate::new(Arc::clone(&knobs)));
-        gate.keys.add(&account);
-        gate.keys.add(&admin);
         let state = State::default();
+        let accounts = Accounts { state: state.clone(), gate: Arc::clone(&gate) };
+        for first in [&account, &admin] {
+            accounts.add(first).map_err(OmniError::Seed)?;
+        }
         let controller = Controller::new(state.clone());
         let factory = Factory::new(options.assets, Arc::clone(&knobs));
 
@@ -167,7 +171,7 @@ impl Omni {
         seeds::plant(&state, &options.provider_id, &addresses, options.generation).map_err(OmniError::Seed)?;
         let providers = providers::Providers {
             state: state.clone(),
-            gate: Arc::clone(&gate),
+            accounts: accounts.clone(),
             controller: controller.clone(),
             machine_api: endpoint.to_string(),
             generation: options.generation,
@@ -179,7 +183,7 @@ impl Omni {
             factory: factory.clone(),
             factory_url: factory_url.clone(),
             knobs: Arc::clone(&knobs),
-            gate: Arc::clone(&gate),
+            accounts: accounts.clone(),
             people: People { state: state.clone(), controller: controller.clone() },
         };
         let machines = machines::MachineApi { state: state.clone(), controller: controller.clone() };
@@ -194,6 +198,7 @@ impl Omni {
         let mut tasks = JoinSet::new();
         controller.spawn(&mut tasks);
         providers.spawn(&mut tasks);
+        accounts.clone().spawn(&mut tasks);
         dynamic::Dynamic { state: state.clone() }.spawn(&mut tasks);
         Ok(Self {
             faults: Faults::new(state.clone(), ports[0].clone(), ports[1].clone(), knobs),
@@ -202,7 +207,7 @@ impl Omni {
             factory_url,
             account,
             admin,
-            gate,
+            accounts,
             state,
             factory,
             controller,
@@ -234,12 +239,14 @@ impl Omni {
 
     /// Lets the holder of another account in; its provider is the one that the account names.
     pub fn add_account(&self, account: &ServiceAccount) {
-        self.gate.keys.add(account);
+        if let Err(refused) = self.accounts.add(account) {
+            tracing::warn!(error = %refused, "account not stored");
+        }
     }
 
     /// Revokes a key by its fingerprint.
     pub fn revoke(&self, fingerprint: &str) {
-        self.gate.keys.remove(fingerprint);
+        self.accounts.revoke(fingerprint);
     }
 
     /// Everything that is stored.
@@ -269,7 +276,7 @@ impl Omni {
 
     /// Calls so far, by full method, refused ones included.
     pub fn calls(&self) -> BTreeMap<String, u64> {
-        self.gate.calls()
+        self.accounts.gate.calls()
     }
 
     /// Starts the scripted lives; see [`script`].

@@ -5,13 +5,12 @@
 //!
 //! Source: contract omni-wire.md sections 2.7, 4.3 and 4.4.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::accounts::Accounts;
 use super::controller::{Controller, links};
-use super::gate::Gate;
 use super::lifecycle::Input;
 use super::role::Identity;
 use super::seeds::{self, Generation};
@@ -44,7 +43,7 @@ fn health_statuses() -> Kind {
 #[derive(Clone, Debug)]
 pub(super) struct Providers {
     pub(super) state: State,
-    pub(super) gate: Arc<Gate>,
+    pub(super) accounts: Accounts,
     pub(super) controller: Controller,
     pub(super) machine_api: String,
     pub(super) generation: Generation,
@@ -143,6 +142,6 @@ impl Providers {
                 let _ = self.state.destroy(&kind, &resource.id, &resource.owner);
             }
         }
-        self.gate.keys.forget(&Identity::Provider(id.into()));
+        self.accounts.forget(&Identity::Provider(id.into()));
     }
 }

@@ -67,7 +67,8 @@ pub(super) fn plant(
     let version = SysVersionSpec {
         backend_version: if old { "v1.3.0" } else { "v1.10.4" }.to_owned(),
         instance_name: "pilotlight-lab".to_owned(),
-        backend_api_version: 3,
+        // What omnictl compares with its own: 2 since v1.5, in every release up to v1.10.4.
+        backend_api_version: if old { 1 } else { 2 },
     };
     state.create(Resource::new(Kind::new("ephemeral", "SysVersions.system.sidero.dev"), "current", &version), "")?;
     for known in types::Type::all().filter(|known| !(old && known.name == "ProviderJoinConfigs")) {

@@ -66,6 +66,8 @@ pub fn stored(message: cosi::Resource) -> Result<Stored, Malformed> {
     let spec = message.spec.ok_or(Malformed::NoSpec)?;
     let version = match metadata.version.as_str() {
         "undefined" => None,
+        // Go's unsigned numbers have no sign.
+        number if number.starts_with('+') => return Err(Malformed::Version(number.to_owned())),
         number => Some(number.parse().map_err(|_| Malformed::Version(number.to_owned()))?),
     };
     let known = Type::find(&metadata.r#type).is_some();
@@ -161,9 +163,11 @@ mod tests {
         assert_eq!(stored(sent.clone()).unwrap(), original);
         assert_eq!(stored(cosi::Resource { metadata: None, ..sent.clone() }), Err(Malformed::NoMetadata));
         assert_eq!(stored(cosi::Resource { spec: None, ..sent.clone() }), Err(Malformed::NoSpec));
-        let mut empty = sent.clone();
-        empty.metadata.as_mut().unwrap().version.clear();
-        assert_eq!(stored(empty), Err(Malformed::Version(String::new())));
+        for version in ["", "+7", "-7", "1.0"] {
+            let mut bad = sent.clone();
+            bad.metadata.as_mut().unwrap().version = version.to_owned();
+            assert_eq!(stored(bad), Err(Malformed::Version(version.to_owned())));
+        }
         let mut empty = sent;
         empty.metadata.as_mut().unwrap().phase.clear();
         assert_eq!(stored(empty), Err(Malformed::Phase(String::new())));

@@ -4,6 +4,8 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use libfuzzer_sys::fuzz_target;
+use pgp::composed::{Deserializable as _, DetachedSignature};
+use pgp::packet::SignatureType;
 use pilotlight::omni::ServiceAccountKey;
 use pilotlight::time::UnixTime;
 
@@ -38,9 +40,17 @@ fuzz_target!(|data: &[u8]| {
             wrapped("metal-1", &packets)
         }
     };
-    if let Ok(key) = ServiceAccountKey::parse(&text) {
-        let now = UnixTime::from_secs(1_790_000_000);
-        let _ = (key.expires(), key.expired(now), key.provider_id_hint(), format!("{key:?}"));
-        let _ = key.sign(b"payload", now);
+    let Ok(key) = ServiceAccountKey::parse(&text) else { return };
+    let now = UnixTime::from_secs(1_790_000_000);
+    assert!(!key.name().is_empty() && key.name().bytes().all(|octet| octet.is_ascii_graphic()));
+    assert!(matches!(key.fingerprint().len(), 40 | 64));
+    assert!(key.fingerprint().bytes().all(|octet| octet.is_ascii_digit() || (b'a'..=b'f').contains(&octet)));
+    if let Some(expires) = key.expires() {
+        assert!(expires > key.created() && key.expired(expires) && !key.expired(key.created()));
+    }
+    let _ = (key.provider_id_hint(), format!("{key:?}"));
+    if let Ok(signature) = key.sign(b"payload", now) {
+        let packet = DetachedSignature::from_bytes(&signature[..]).expect("what we sign is one packet");
+        assert_eq!(packet.signature.typ(), Some(SignatureType::Binary));
     }
 });

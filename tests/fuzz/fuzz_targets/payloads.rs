@@ -30,7 +30,7 @@ static KNOWN: LazyLock<Known> = LazyLock::new(|| {
 });
 
 fuzz_target!(|data: &[u8]| {
-    let Some((mode, rest)) = data.split_first() else { return };
+    let Some((mode, mut rest)) = data.split_first() else { return };
     let mut headers = HeaderMap::new();
     let mut set = |name: &'static str, value: &[u8]| {
         if let Ok(value) = HeaderValue::from_bytes(value) {
@@ -45,9 +45,19 @@ fuzz_target!(|data: &[u8]| {
     match mode % 3 {
         // Any payload, well signed: the content is judged.
         0 => {
+            if let Some(cut) = rest.iter().position(|octet| *octet == 0) {
+                // A covered header beside it, in turns.
+                let name = ["runtime", "nodes", "authorization", "uid"][cut % 4];
+                set(name, &rest[cut + 1..]);
+                rest = &rest[..cut];
+            }
             set(PAYLOAD, rest);
             set(SIGNATURE, header(&key.sign(rest, NOW).expect("the key signs")).as_bytes());
-            let _ = KNOWN.keys.verify(NOW, METHOD, &headers);
+            if KNOWN.keys.verify(NOW, METHOD, &headers).is_ok() {
+                let payload: serde_json::Value = serde_json::from_slice(rest).expect("what was let in is JSON");
+                assert_eq!(payload["method"], METHOD);
+                assert_eq!(payload["headers"][TIMESTAMP], serde_json::json!(["1790000000"]));
+            }
         }
         // Any octets for a signature.
         1 => {

@@ -1,26 +1,31 @@
-// Command tunnel is the far end of the interop test: the agent's tunnel library in Go, in either role.
+// Command tunnel is the far end of the interop test: the agent's tunnel library in Go with the
+// agent's own messages, in either role.
 //
 //	tunnel agent [-no-flow-control] ADDRESS MACHINE-ID   dials a provider and answers the five calls
 //	tunnel provider [-no-flow-control]                   listens, and makes the five calls to whoever dials in
 //
-// It reports on standard output, a line each, and ends when its standard input does.
+// It reports on standard output, a line each, answers a line on standard input with the number of calls so far, and ends
+// when its standard input does.
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/bufbuild/protocompile"
+	"github.com/fullstorydev/grpchan"
 	"github.com/jhump/grpctunnel"
 	"github.com/jhump/grpctunnel/tunnelpb"
+	agentpb "github.com/siderolabs/talos-metal-agent/api/agent"
+	"github.com/siderolabs/talos-metal-agent/pkg/constants"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -28,54 +33,16 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/dynamicpb"
 )
-
-// The agent's service as its contract names it.
-const schema = `
-syntax = "proto3";
-package management;
-
-message HelloRequest {}
-message HelloResponse {}
-message GetPowerManagementRequest {
-  message IPMI { string check_username = 1; }
-  message API {}
-  IPMI ipmi = 1;
-  API api = 2;
-}
-message GetPowerManagementResponse {
-  message IPMI { string address = 1; uint32 port = 2; bool user_exists = 3; }
-  message API {}
-  IPMI ipmi = 1;
-  API api = 2;
-}
-message SetPowerManagementRequest {
-  message IPMI { string username = 1; string password = 2; }
-  message API {}
-  IPMI ipmi = 1;
-  API api = 2;
-}
-message SetPowerManagementResponse {}
-message RebootRequest {}
-message RebootResponse {}
-message WipeDisksRequest { bool zeroes = 1; }
-message WipeDisksResponse {}
-
-service AgentService {
-  rpc Hello(HelloRequest) returns (HelloResponse);
-  rpc GetPowerManagement(GetPowerManagementRequest) returns (GetPowerManagementResponse);
-  rpc SetPowerManagement(SetPowerManagementRequest) returns (SetPowerManagementResponse);
-  rpc Reboot(RebootRequest) returns (RebootResponse);
-  rpc WipeDisks(WipeDisksRequest) returns (WipeDisksResponse);
-}
-`
 
 // Longer than four windows, so that it needs credit.
 const long = 300_000
 
-var output sync.Mutex
+var (
+	output sync.Mutex
+	// Calls answered as agent, or made as provider.
+	calls atomic.Int64
+)
 
 func say(format string, args ...any) {
 	output.Lock()
@@ -88,90 +55,52 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-func service() protoreflect.ServiceDescriptor {
-	compiler := protocompile.Compiler{
-		Resolver: &protocompile.SourceResolver{
-			Accessor: protocompile.SourceAccessorFromMap(map[string]string{"agent.proto": schema}),
-		},
-	}
-	files, err := compiler.Compile(context.Background(), "agent.proto")
-	if err != nil {
-		fail(err)
-	}
-	return files[0].Services().ByName("AgentService")
-}
-
-// field returns message.ipmi.name or message.name; the zero value if ipmi is absent.
-func field(message *dynamicpb.Message, path ...string) protoreflect.Value {
-	var current protoreflect.Message = message
-	for _, name := range path[:len(path)-1] {
-		current = current.Get(current.Descriptor().Fields().ByName(protoreflect.Name(name))).Message()
-	}
-	return current.Get(current.Descriptor().Fields().ByName(protoreflect.Name(path[len(path)-1])))
-}
-
-func set(message *dynamicpb.Message, value any, path ...string) {
-	var current protoreflect.Message = message
-	for _, name := range path[:len(path)-1] {
-		current = current.Mutable(current.Descriptor().Fields().ByName(protoreflect.Name(name))).Message()
-	}
-	current.Set(current.Descriptor().Fields().ByName(protoreflect.Name(path[len(path)-1])), protoreflect.ValueOf(value))
-}
-
 // pad makes a message long without meaning: a field that nobody knows.
-func pad(message *dynamicpb.Message) {
+func pad[T proto.Message](message T) T {
 	raw := protowire.AppendTag(nil, 1000, protowire.BytesType)
-	message.SetUnknown(protowire.AppendBytes(raw, make([]byte, long)))
+	message.ProtoReflect().SetUnknown(protowire.AppendBytes(raw, make([]byte, long)))
+	return message
 }
 
-func answer(ctx context.Context, name string, request, response *dynamicpb.Message) error {
-	switch name {
-	case "Hello":
-		say("hello")
-		pad(response)
-	case "GetPowerManagement":
-		say("get power management")
-		set(response, "10.1.2.3", "ipmi", "address")
-		set(response, uint32(6623), "ipmi", "port")
-		set(response, field(request, "ipmi", "check_username").String() == "", "ipmi", "user_exists")
-	case "SetPowerManagement":
-		user, password := field(request, "ipmi", "username").String(), field(request, "ipmi", "password").String()
-		if user == "nobody" {
-			return errors.New("failed to set up IPMI user: no slot available for user")
-		}
-		say("set power management %s %d", user, len(password))
-	case "Reboot":
-		say("reboot")
-	case "WipeDisks":
-		if field(request, "zeroes").Bool() {
-			say("wiping with zeroes")
-			<-ctx.Done()
-			say("wiping ended: %v", ctx.Err())
-			return ctx.Err()
-		}
-		return status.Error(codes.FailedPrecondition, "failed to wipe disks: device is mounted")
-	}
-	return nil
+// far is an agent whose answers the test knows.
+type far struct {
+	agentpb.UnimplementedAgentServiceServer
 }
 
-// describe makes the service's description by hand, with messages made at run time.
-func describe(service protoreflect.ServiceDescriptor) *grpc.ServiceDesc {
-	desc := &grpc.ServiceDesc{ServiceName: string(service.FullName()), HandlerType: (*any)(nil)}
-	for i := range service.Methods().Len() {
-		method := service.Methods().Get(i)
-		desc.Methods = append(desc.Methods, grpc.MethodDesc{
-			MethodName: string(method.Name()),
-			Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-				request := dynamicpb.NewMessage(method.Input())
-				if err := decode(request); err != nil {
-					return nil, err
-				}
-				response := dynamicpb.NewMessage(method.Output())
-				return response, answer(ctx, string(method.Name()), request, response)
-			},
-		})
+func (far) Hello(context.Context, *agentpb.HelloRequest) (*agentpb.HelloResponse, error) {
+	say("hello")
+	return pad(&agentpb.HelloResponse{}), nil
+}
+
+func (far) GetPowerManagement(_ context.Context, request *agentpb.GetPowerManagementRequest) (*agentpb.GetPowerManagementResponse, error) {
+	say("get power management")
+	return &agentpb.GetPowerManagementResponse{Ipmi: &agentpb.GetPowerManagementResponse_IPMI{
+		Address: "10.1.2.3", Port: 6623, UserExists: request.GetIpmi().GetCheckUsername() == "",
+	}}, nil
+}
+
+func (far) SetPowerManagement(_ context.Context, request *agentpb.SetPowerManagementRequest) (*agentpb.SetPowerManagementResponse, error) {
+	user := request.GetIpmi().GetUsername()
+	if user == "nobody" {
+		return nil, errors.New("failed to set up IPMI user: no slot available for user")
 	}
-	return desc
+	say("set power management %s %d", user, len(request.GetIpmi().GetPassword()))
+	return &agentpb.SetPowerManagementResponse{}, nil
+}
+
+func (far) Reboot(context.Context, *agentpb.RebootRequest) (*agentpb.RebootResponse, error) {
+	say("reboot")
+	return &agentpb.RebootResponse{}, nil
+}
+
+func (far) WipeDisks(ctx context.Context, request *agentpb.WipeDisksRequest) (*agentpb.WipeDisksResponse, error) {
+	if !request.Zeroes {
+		return nil, status.Error(codes.FailedPrecondition, "failed to wipe disks: device is mounted")
+	}
+	say("wiping with zeroes")
+	<-ctx.Done()
+	say("wiping ended: %v", ctx.Err())
+	return nil, ctx.Err()
 }
 
 func agent(options []grpctunnel.TunnelOption, address, id string) {
@@ -180,20 +109,24 @@ func agent(options []grpctunnel.TunnelOption, address, id string) {
 		fail(err)
 	}
 	server := grpctunnel.NewReverseTunnelServer(tunnelpb.NewTunnelServiceClient(conn), options...)
-	server.RegisterService(describe(service()), struct{}{})
-	ctx := metadata.AppendToOutgoingContext(context.Background(), "machine-id", id)
+	counted := grpchan.WithInterceptor(server,
+		func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			calls.Add(1)
+			return handle(ctx, request)
+		}, nil)
+	agentpb.RegisterAgentServiceServer(counted, far{})
+	ctx := metadata.AppendToOutgoingContext(context.Background(), constants.MachineIDMetadataKey, id)
 	started, err := server.Serve(ctx)
 	say("ended: started=%t code=%s", started, status.Code(err))
 }
 
 func provider(noFlowControl bool) {
-	svc := service()
 	handler := grpctunnel.NewTunnelServiceHandler(grpctunnel.TunnelServiceHandlerOptions{
 		DisableFlowControl: noFlowControl,
 		OnReverseTunnelOpen: func(channel grpctunnel.TunnelChannel) {
 			headers, _ := metadata.FromIncomingContext(channel.Context())
-			say("opened %s", strings.Join(headers.Get("machine-id"), ","))
-			go drive(svc, channel)
+			say("opened %s", strings.Join(headers.Get(constants.MachineIDMetadataKey), ","))
+			go drive(channel)
 		},
 		OnReverseTunnelClose: func(grpctunnel.TunnelChannel) { say("closed") },
 	})
@@ -207,57 +140,55 @@ func provider(noFlowControl bool) {
 	fail(server.Serve(listener))
 }
 
+// called makes one call, which may take so long.
+func called[Request, Response any](call func(context.Context, Request, ...grpc.CallOption) (Response, error), request Request,
+	timeout time.Duration,
+) (Response, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	calls.Add(1)
+	return call(ctx, request)
+}
+
 // drive makes every call, in an order that the test knows.
-func drive(svc protoreflect.ServiceDescriptor, channel grpctunnel.TunnelChannel) {
-	call := func(timeout time.Duration, name string, fill func(*dynamicpb.Message)) (*dynamicpb.Message, error) {
-		method := svc.Methods().ByName(protoreflect.Name(name))
-		request, response := dynamicpb.NewMessage(method.Input()), dynamicpb.NewMessage(method.Output())
-		if fill != nil {
-			fill(request)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), timeout)
-		defer cancel()
-		return response, channel.Invoke(ctx, "/management.AgentService/"+name, request, response)
-	}
+func drive(channel grpctunnel.TunnelChannel) {
+	agent := agentpb.NewAgentServiceClient(channel)
 	report := func(what string, err error) { say("%s: %s %q", what, status.Code(err), status.Convert(err).Message()) }
 	const patient = 20 * time.Second
 
 	var all sync.WaitGroup
 	errs := make([]error, 100)
 	for i := range errs {
-		all.Go(func() { _, errs[i] = call(patient, "Hello", pad) })
+		all.Go(func() { _, errs[i] = called(agent.Hello, pad(&agentpb.HelloRequest{}), patient) })
 	}
 	all.Wait()
 	report("hundred long hellos", errors.Join(errs...))
 
-	got, err := call(patient, "GetPowerManagement", func(request *dynamicpb.Message) {
-		set(request, "ADMIN", "ipmi", "check_username")
-	})
+	got, err := called(agent.GetPowerManagement, &agentpb.GetPowerManagementRequest{
+		Ipmi: &agentpb.GetPowerManagementRequest_IPMI{CheckUsername: "ADMIN"},
+	}, patient)
 	report("get", err)
-	say("ipmi %s %d %t", field(got, "ipmi", "address").String(), field(got, "ipmi", "port").Uint(),
-		field(got, "ipmi", "user_exists").Bool())
+	say("ipmi %s %d %t", got.GetIpmi().GetAddress(), got.GetIpmi().GetPort(), got.GetIpmi().GetUserExists())
 
-	account := func(user, password string) func(*dynamicpb.Message) {
-		return func(request *dynamicpb.Message) {
-			set(request, user, "ipmi", "username")
-			set(request, password, "ipmi", "password")
-		}
+	account := func(user, password string) *agentpb.SetPowerManagementRequest {
+		return &agentpb.SetPowerManagementRequest{Ipmi: &agentpb.SetPowerManagementRequest_IPMI{Username: user, Password: password}}
 	}
-	_, err = call(patient, "SetPowerManagement", account("talos-agent", "0123456789abcdef"))
+	_, err = called(agent.SetPowerManagement, account("talos-agent", "0123456789abcdef"), patient)
 	report("set", err)
-	_, err = call(patient, "SetPowerManagement", account("nobody", "x"))
+	_, err = called(agent.SetPowerManagement, account("nobody", "x"), patient)
 	report("set nobody", err)
-	_, err = call(300*time.Millisecond, "WipeDisks", nil)
+	_, err = called(agent.WipeDisks, &agentpb.WipeDisksRequest{}, 300*time.Millisecond)
 	report("wipe that waits", err)
-	_, err = call(patient, "Hello", nil)
+	_, err = called(agent.Hello, &agentpb.HelloRequest{}, patient)
 	report("hello after it", err)
-	_, err = call(patient, "WipeDisks", func(request *dynamicpb.Message) { set(request, true, "zeroes") })
+	_, err = called(agent.WipeDisks, &agentpb.WipeDisksRequest{Zeroes: true}, patient)
 	report("wipe that panics", err)
-	_, err = call(patient, "Reboot", nil)
+	_, err = called(agent.Reboot, &agentpb.RebootRequest{}, patient)
 	report("reboot", err)
-	var empty proto.Message = dynamicpb.NewMessage(svc.Methods().ByName("Hello").Input())
 	for _, method := range []string{"/management.AgentService/Nope", "Hello", ""} {
-		report(fmt.Sprintf("method %q", method), channel.Invoke(context.Background(), method, empty, empty))
+		calls.Add(1)
+		report(fmt.Sprintf("method %q", method),
+			channel.Invoke(context.Background(), method, &agentpb.HelloRequest{}, &agentpb.HelloResponse{}))
 	}
 	say("done")
 }
@@ -272,7 +203,9 @@ func main() {
 		fail(err)
 	}
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
+		for input := bufio.NewScanner(os.Stdin); input.Scan(); {
+			say("%d calls", calls.Load())
+		}
 		os.Exit(0)
 	}()
 	switch os.Args[1] {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pgp::composed::ArmorOptions;
 use pilotlight::lab::omni::account::ServiceAccount;
+use pilotlight::lab::omni::accounts::{identities, public_keys};
 use pilotlight::lab::omni::role::Role;
 use pilotlight::lab::omni::{Generation, Omni, Options};
 use pilotlight::proto::cosi;
@@ -118,6 +119,16 @@ async fn a_provider_is_made_given_a_key_and_removed() {
     management.renew_service_account(admin.signed(renew, request)).await.unwrap();
     Client::connect(&omni, &renewed).await.get(&join_configs, "virtual").await.unwrap();
     provider.get(&join_configs, "virtual").await.unwrap();
+
+    // The account and its keys stand where people look for them, and go with it.
+    let email = "virtual@infra-provider.serviceaccount.omni.sidero.dev";
+    let identity = admin.get(&identities(), email).await.unwrap();
+    assert!(identity.metadata.unwrap().labels.contains_key("type-service-account"));
+    for fingerprint in [&account.fingerprint, &renewed.fingerprint] {
+        let key = admin.get(&public_keys(), fingerprint).await.unwrap();
+        assert!(yaml(&key).contains(email), "{}", yaml(&key));
+    }
+    assert_eq!(provider.get(&identities(), email).await.unwrap_err().code(), Code::PermissionDenied);
 
     let destroy = cosi::TeardownAndDestroyRequest {
         namespace: providers.namespace.clone(),

@@ -5,7 +5,7 @@ mod calls;
 mod opening;
 pub mod simulated;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
 /// Longer than anything here takes; a wait that reaches it has failed.
@@ -117,12 +118,28 @@ impl Raw {
         .await
     }
 
+    /// As [`Self::dial`], from an address of this machine's own choice.
+    pub async fn dial_from(source: IpAddr, address: SocketAddr, id: &str) -> Result<Self, Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap().local_address(Some(source));
+        Self::open_with(TunnelServiceClient::new(endpoint.connect().await.unwrap()), |headers| {
+            headers.insert("grpctunnel-negotiate", "on".parse().unwrap());
+            headers.insert("machine-id", id.parse().unwrap());
+        })
+        .await
+    }
+
     /// Resolves once the response headers are here; no frame has been sent then.
     pub async fn dial_with(
         address: SocketAddr,
         headers: impl FnOnce(&mut tonic::metadata::MetadataMap),
     ) -> Result<Self, Status> {
-        let mut client = TunnelServiceClient::connect(format!("http://{address}")).await.unwrap();
+        Self::open_with(TunnelServiceClient::connect(format!("http://{address}")).await.unwrap(), headers).await
+    }
+
+    async fn open_with(
+        mut client: TunnelServiceClient<Channel>,
+        headers: impl FnOnce(&mut tonic::metadata::MetadataMap),
+    ) -> Result<Self, Status> {
         let (to, outgoing) = mpsc::channel(256);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         headers(request.metadata_mut());

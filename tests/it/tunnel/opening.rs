@@ -1,6 +1,6 @@
 //! Tunnels come and go.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -126,6 +126,33 @@ async fn the_newest_tunnel_wins_and_the_older_ones_end_leaves_it() {
     // Agents that vanish reset their stream or end it; either is a close.
     assert!(matches!(provider.event(&id).await, TunnelState::Closed { .. }));
     assert!(!provider.tunnels.is_open(&id));
+}
+
+#[tokio::test]
+async fn while_a_tunnel_stands_no_other_address_gets_one() {
+    let mut provider = Provider::start().await;
+    let id = machine(1);
+    let agent = provider.open(&id).await;
+    let elsewhere = IpAddr::from([127, 0, 0, 2]);
+    let mut stranger = Raw::dial_from(elsewhere, provider.address, id.as_str()).await.unwrap();
+    stranger.send(-1, settings(&[0, 1], 65_536)).await;
+    let status = stranger.outer_status().await;
+    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    assert_eq!(provider.refused(Refused::Occupied), 1);
+    assert!(provider.tunnels.peer(&id).unwrap().ip() != elsewhere);
+    // One that was let in before and waits with its settings is none the better for it.
+    drop(agent);
+    assert!(matches!(provider.event(&id).await, TunnelState::Closed { .. }));
+    let mut early = Raw::dial_from(elsewhere, provider.address, id.as_str()).await.unwrap();
+    let agent = provider.open(&id).await;
+    early.send(-1, settings(&[0, 1], 65_536)).await;
+    assert_eq!(early.outer_status().await.code(), Code::AlreadyExists);
+    // And once the tunnel is gone, so is what it held.
+    drop(agent);
+    assert!(matches!(provider.event(&id).await, TunnelState::Closed { .. }));
+    let moved = Raw::dial_from(elsewhere, provider.address, id.as_str()).await.unwrap();
+    moved.send(-1, settings(&[0, 1], 65_536)).await;
+    assert!(matches!(provider.event(&id).await, TunnelState::Opened { peer } if peer.ip() == elsewhere));
 }
 
 #[tokio::test]
