@@ -55,9 +55,9 @@ endef
 define PILOTLIGHT_IPXE_INSTALL_TARGET_CMDS
 	$(foreach target,$(PILOTLIGHT_IPXE_TARGETS), \
 		$(INSTALL) -D -m 0644 $(@D)/src/$(firstword $(subst :, ,$(target))) \
-			$(TARGET_DIR)/usr/share/ipxe/$(lastword $(subst :, ,$(target)))
+			$(TARGET_DIR)/usr/lib/ipxe/$(lastword $(subst :, ,$(target)))
 	)
-	$(INSTALL) -D -m 0644 -t $(TARGET_DIR)/usr/share/ipxe/licenses \
+	$(INSTALL) -D -m 0644 -t $(TARGET_DIR)/usr/share/licenses/ipxe \
 		$(@D)/COPYING $(@D)/COPYING.GPLv2 $(@D)/COPYING.UBDL
 endef
 
