@@ -15,7 +15,6 @@ PATH=$work:$PATH "$board/list-modules" "$release" "$target" >"$work/modules"
 (cd "$modules" && find . -name '*.ko' -printf '%P\n') | sort | { grep -vxFf "$work/modules" || true; } |
   while read -r name; do rm "$modules/$name"; done
 "$HOST_DIR/sbin/depmod" -C /dev/null -b "$target" "$release"
-find "$modules" -maxdepth 1 -name 'modules.*' ! -name modules.dep ! -name modules.alias ! -name modules.softdep -delete
 install -m 644 "$board/common/modules-load" "$modules/modules-load"
 
 licences=$target/usr/share/licenses
@@ -29,11 +28,11 @@ for file in "$BUILD_DIR"/linux-firmware-[0-9]*/LICEN[CS]E.* "$BUILD_DIR"/linux-f
 done
 
 # Whatever else packages bring along is not the image's. Links such as /lib and /bin stay.
-(cd "$target" && find . -mindepth 1 ! -type d -printf '%P\n') | grep -vxE \
+(cd "$target" && find . -mindepth 1 ! -type d -printf '%P\n') | { grep -vxE \
   -e 'init|usr/bin/pilotlight|usr/sbin/(mke2fs|e2fsck)' \
   -e 'etc/(resolv\.conf|pilotlight/.*)' \
   -e 'usr/(lib/(modules|firmware|ipxe)|share/licenses)/.*' \
-  -e 'bin|sbin|lib|lib64|usr/lib64|THIS_IS_NOT_YOUR_ROOT_FILESYSTEM' |
+  -e 'bin|sbin|lib|lib64|usr/lib64|THIS_IS_NOT_YOUR_ROOT_FILESYSTEM' || true; } |
   while read -r name; do rm "$target/$name"; done
 find "$target" -mindepth 1 -type d -empty -delete
 for directory in data dev proc run sys tmp; do install -d "$target/$directory"; done

@@ -10,6 +10,9 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/root" "$work/grub"
 chmod 755 "$work/root"
 tar -C "$TARGET_DIR" --exclude=./THIS_IS_NOT_YOUR_ROOT_FILESYSTEM -c . | tar -C "$work/root" -x
+# init reads three of depmod's indexes. The target keeps all, from which the next run makes the same.
+find "$work/root/lib/modules/" -maxdepth 2 -name 'modules.*' ! -name modules.dep ! -name modules.alias \
+  ! -name modules.softdep -delete
 
 for build in "$BUILD_DIR"/grub2-*/build-*; do ln -s "$build/grub-core" "$work/grub/${build##*/build-}"; done
 case $board in
