@@ -56,6 +56,17 @@ fn every_file_that_a_defconfig_names_is_there() {
 }
 
 #[test]
+fn the_skeleton_is_one_that_a_merged_usr_accepts() {
+    for directory in ["bin", "lib", "sbin"] {
+        assert!(root().join("buildroot/skeleton/usr").join(directory).join(".empty").is_file(), "{directory}");
+        assert!(
+            !root().join("buildroot/skeleton").join(directory).exists(),
+            "{directory} is a link that Buildroot makes"
+        );
+    }
+}
+
+#[test]
 fn the_boards_differ_in_their_architecture_alone() {
     let general = |board: &str| {
         let differs = ["BR2_x86_64", "BR2_aarch64", "BR2_TOOLCHAIN_EXTERNAL_BOOTLIN_", "BR2_TARGET_GRUB2_"];
