@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use pilotlight::wire::gpt::{Header, Table};
 use tempfile::TempDir;
@@ -289,9 +289,16 @@ impl Tree {
 
     /// The names in the initramfs that came out.
     fn system(&self) -> BTreeSet<String> {
-        let packed =
-            Command::new("zstd").arg("-dc").arg(self.path("images/initramfs")).stdout(Stdio::piped()).spawn().unwrap();
-        let list = Command::new("cpio").args(["--quiet", "-t"]).stdin(packed.stdout.unwrap()).output().unwrap();
+        let unpacked = self.path("initramfs.cpio");
+        let zstd = Command::new("zstd")
+            .args(["-q", "-d"])
+            .arg(self.path("images/initramfs"))
+            .arg("-o")
+            .arg(&unpacked)
+            .status();
+        assert!(zstd.unwrap().success());
+        let archive = File::open(unpacked).unwrap();
+        let list = Command::new("cpio").args(["--quiet", "-t"]).stdin(archive).output().unwrap();
         assert!(list.status.success());
         String::from_utf8(list.stdout).unwrap().lines().map(str::to_owned).collect()
     }
