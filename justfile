@@ -67,8 +67,8 @@ image-dev *ARGS:
     board/build-image {{ARGS}}
 
 # Build the development image twice, in two directories, and compare every octet
-reproducible:
-    board/reproducible
+reproducible *ARGS:
+    board/reproducible {{ARGS}}
 
 # The release image of the commit that is checked out, with Buildroot: [x86_64|aarch64] [--buildroot DIRECTORY]
 image *ARGS:
