@@ -180,7 +180,6 @@ impl Machine {
         let end = Uptime::now() + LIMIT;
         while !self.log().contains(text) {
             assert!(Uptime::now() < end, "{text:?} was not said:\n{}", self.log());
-            assert_eq!(self.qemu.try_wait().unwrap(), None, "{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         String::from_utf8_lossy(&std::mem::take(&mut *self.heard.lock().unwrap())).into_owned()
@@ -236,8 +235,9 @@ fn on_a_machine_the_screen_and_the_serial_line_are_the_consoles() {
     machine.hear("10.0.2.77/24 static");
 
     machine.press(&["r", "y", "e", "s", "ret"]);
-    let log = machine.hear("the run ends by reboot");
-    assert!(log.contains(&format!("asked by user {CONSOLE}")), "{log}");
+    // In order: init's own line may be one too many for the kernel, which takes ten in five seconds.
+    let log = machine.hear("reboot: Restarting system");
+    assert!(log.contains("console: stopped by code 0"), "{log}");
     let end = Uptime::now() + LIMIT;
     while machine.qemu.try_wait().unwrap().is_none() {
         assert!(Uptime::now() < end, "it does not end:\n{}", machine.log());

@@ -227,9 +227,10 @@ impl Running {
 
     /// PID 1 of the box, as it is called out here.
     pub fn init(&self) -> Pid {
-        let children = children(self.unshare.id() as i32);
-        assert_eq!(children.len(), 1);
-        Pid::from_raw(children[0])
+        let own = || children(self.unshare.id() as i32);
+        // It makes its namespaces first.
+        wait_until("the box has a PID 1", || own().len() == 1);
+        Pid::from_raw(own()[0])
     }
 
     /// The process that PID 1 calls `inner`, as it is called out here.
