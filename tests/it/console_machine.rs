@@ -130,7 +130,7 @@ impl Machine {
             .arg(initramfs::kernel().unwrap())
             .arg("-initrd")
             .arg(directory.join("initramfs"))
-            .args(["-append", "console=tty0 console=ttyS0 panic=-1 tsc=unstable"])
+            .args(["-append", "console=tty0 console=ttyS0 panic=-1 tsc=unstable printk.devkmsg=on"])
             .args(["-serial", &socket("serial"), "-qmp", &socket("monitor")])
             .stdin(Stdio::null())
             .spawn()
@@ -235,8 +235,8 @@ fn on_a_machine_the_screen_and_the_serial_line_are_the_consoles() {
     machine.hear("10.0.2.77/24 static");
 
     machine.press(&["r", "y", "e", "s", "ret"]);
-    // In order: init's own line may be one too many for the kernel, which takes ten in five seconds.
     let log = machine.hear("reboot: Restarting system");
+    assert!(log.contains(&format!("the run ends by reboot: asked by user {CONSOLE}")), "{log}");
     assert!(log.contains("console: stopped by code 0"), "{log}");
     let end = Uptime::now() + LIMIT;
     while machine.qemu.try_wait().unwrap().is_none() {
