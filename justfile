@@ -31,7 +31,9 @@ soak:
     cargo run --release -- lab --machines 200 --once --timeout 2m
     cargo run --release -- lab --machines 50 --once --kill-provider-every 3s
     cargo run --release -- lab --machines 50 --once --chaos --timeout 5m
-    PILOTLIGHT_SOAK=1 cargo test --test it -- kill::
+    PILOTLIGHT_SOAK=1 cargo test --test it -- kill:: net::trial
+    board/build-image
+    PILOTLIGHT_SOAK=1 PILOTLIGHT_REQUIRE_PEERS=1 cargo test --test it -- appliance:: --test-threads 1 --nocapture
 
 # Time and memory of the lab and of the idle provider
 bench:
@@ -41,7 +43,7 @@ bench:
 bench-omni:
     cargo bench --bench omni
 
-# Fuzz one decoder: keys, payloads, resources, watch_events, tunnel, dhcp, ipmi
+# Fuzz one decoder: keys, payloads, resources, watch_events, tunnel, dhcp, ipmi, journal
 fuzz TARGET SECONDS="600":
     cargo +nightly fuzz run --fuzz-dir tests/fuzz -O -s none {{TARGET}} -- -max_total_time={{SECONDS}} -max_len=2048
 
@@ -59,3 +61,11 @@ interop:
 # What CI runs
 ci:
     .ci/run
+
+# The appliance's disk image from Debian's kernel, in target/image
+image-dev *ARGS:
+    board/build-image {{ARGS}}
+
+# Write an image to a disk or stick, and read it back
+flash DEVICE IMAGE="target/image/pilotlight.img":
+    cargo run --release -- flash {{DEVICE}} {{IMAGE}}

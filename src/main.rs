@@ -2,13 +2,17 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use pilotlight::app::{self, ServiceName};
 use pilotlight::bmc::cli::BmcArgs;
 use pilotlight::config::{self, Config, Flags};
+use pilotlight::flash;
 use pilotlight::lab;
 use pilotlight::omni::proxy;
+use pilotlight::sys;
 use pilotlight::telemetry::{self, Output, Style};
+use pilotlight::update::cli::BundleArgs;
 
 /// The small box in the rack that lights its servers: a bare-metal infrastructure provider for Omni.
 #[derive(Parser)]
@@ -37,6 +41,10 @@ enum Command {
     Lab(lab::Args),
     /// Ask one BMC over IPMI: power state, on, off, cycle, one-time PXE boot
     Bmc(BmcArgs),
+    /// Write the appliance's image to a disk or stick, and read it back
+    Flash(flash::Args),
+    /// Make and inspect signed update bundles, and the state partition of a new disk
+    Bundle(BundleArgs),
     /// Play the operating system of a virtual machine in the end-to-end test
     #[command(hide = true)]
     Guest,
@@ -64,10 +72,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             let output = |debug| Output::JournalOr(Style::choose(debug));
             let (config, output) = configure(*flags, name.talks_to_omni(), output)?;
             telemetry::init(output, config.debug, name.as_str())?;
+            sys::seccomp::lock().context("the process can't be locked down")?;
             runtime()?.block_on(app::service(name, config))
         }
         Command::Lab(args) => runtime()?.block_on(lab::run(args)),
         Command::Bmc(args) => runtime()?.block_on(pilotlight::bmc::cli::run(args)),
+        Command::Flash(args) => flash::run(&args),
+        Command::Bundle(args) => pilotlight::update::cli::run(args),
         Command::Guest => runtime()?.block_on(lab::guest::run(config::variable(lab::guest::CONSENT))),
     }
 }

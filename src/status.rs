@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::machine::{MachineId, PowerState};
+use crate::supervise::control::Status;
 use crate::time::UnixTime;
 
 /// Everything that the page shows, at one moment.
@@ -22,6 +23,9 @@ pub struct Snapshot {
     pub machines: Vec<Machine>,
     /// Counters by name, in name order: decisions and their reasons.
     pub counters: Vec<(String, u64)>,
+    /// The box itself, as its PID 1 sees it; `None` where Pilotlight is no appliance.
+    #[serde(default)]
+    pub appliance: Option<Status>,
 }
 
 /// The link to Omni.

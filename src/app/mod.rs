@@ -3,8 +3,10 @@
 //! An edge: it binds sockets and starts tasks. `pilotlight provider` runs all services as tasks of one process;
 //! `pilotlight service NAME` runs one, and reaches the others over their sockets. Both wire the same pieces.
 
+mod alive;
 mod core;
 mod health;
+pub mod net;
 mod peers;
 mod status;
 mod view;
@@ -35,7 +37,7 @@ use crate::status::{Service, Snapshot};
 use crate::store::Store;
 use crate::store::sled_store::SledStore;
 use crate::store::socket::StoreClient;
-use crate::telemetry::{Counters, Limit};
+use crate::telemetry::{Counters, Limit, Pulse};
 use crate::time::{UnixTime, Uptime};
 use crate::{ipc, supervise, sys, web};
 use peers::{ImagesClient, StoreIndex};
@@ -54,6 +56,8 @@ const DHCP_EVENTS: usize = 256;
 /// The services that can run as a process of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ServiceName {
+    /// Gives the box its addresses, routes, name and time.
+    Net,
     /// Owns the local store.
     Store,
     /// Talks to Omni, runs the machines' plans, answers boots and tunnels.
@@ -77,6 +81,7 @@ impl ServiceName {
     /// The service's name, as in the supervisor's table.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Net => "net",
             Self::Store => "store",
             Self::Provider => "provider",
             Self::Dhcp => "dhcp",
@@ -115,7 +120,7 @@ pub async fn provider(config: Config) -> anyhow::Result<()> {
         start_http("images", address, router, &mut running).await?;
     }
     running.up("store", state.join("store").display().to_string());
-    running.spawn("store health", watch_store(Arc::clone(&store), cancel.clone()));
+    running.spawn("store health", watch_store(Arc::clone(&store), None, cancel.clone()));
     let parts = core::Parts {
         config: config.clone(),
         client,
@@ -150,6 +155,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
     let state = config.state_dir.join(name.as_str());
     let store = || -> Arc<dyn Store> { Arc::new(StoreClient::connect(&socket(run_dir, "store"))) };
     match name {
+        ServiceName::Net => net::start(&config, &mut running)?,
         ServiceName::Store => {
             let sled = Arc::new(open_store(&state)?);
             let listener = ipc::bind(&socket(run_dir, "store")).context("store socket")?;
@@ -159,7 +165,10 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
                 serving.await;
                 Ok(())
             });
-            running.spawn("store health", watch_store(sled.clone(), cancel.clone()));
+            let pulse = Pulse::new(Uptime::now());
+            running.watch("store", vec![pulse.clone()]);
+            running.up("store", state.display().to_string());
+            running.spawn("store health", watch_store(sled.clone(), Some(pulse), cancel.clone()));
             let ended = running.finish().await;
             sled.close().await.context("the store did not close")?;
             return ended;
@@ -269,8 +278,8 @@ fn open_store(dir: &Path) -> anyhow::Result<SledStore> {
 }
 
 /// Watches over the store until `cancel`. One that can't write any more recovers only when it is opened anew, so it is
-/// an error then.
-async fn watch_store(store: Arc<dyn Store>, cancel: CancellationToken) -> anyhow::Result<()> {
+/// an error then. `pulse` beats with each answer.
+async fn watch_store(store: Arc<dyn Store>, pulse: Option<Pulse>, cancel: CancellationToken) -> anyhow::Result<()> {
     loop {
         // Cancel-safe: both only wait.
         tokio::select! {
@@ -279,6 +288,9 @@ async fn watch_store(store: Arc<dyn Store>, cancel: CancellationToken) -> anyhow
         }
         if store.health().await.context("the store can't be asked how it is")?.failed {
             bail!("the store can't write any more and has to be opened anew");
+        }
+        if let Some(pulse) = &pulse {
+            pulse.beat(Uptime::now());
         }
     }
 }
@@ -353,6 +365,7 @@ fn start_dhcp(
         Ok(())
     });
     let (counters, cancel) = (counters.clone(), running.cancel.clone());
+    running.watch("dhcp", sockets.pulses());
     running.spawn("dhcp", async move {
         let _sender = sender;
         Ok(dhcp::run(sockets, view, events, counters, cancel).await?)
@@ -394,6 +407,7 @@ fn start_tftp(
     running.up("tftp", format!("port {}", config.tftp_port));
     let engine = Arc::new(tftp::AsyncTftp::new(Arc::clone(files), counters.clone()));
     let cancel = running.cancel.clone();
+    running.watch("tftp", sockets.pulses());
     running.spawn("tftp", async move { Ok(tftp::run(sockets, engine, cancel).await?) });
     Ok(())
 }
@@ -439,12 +453,13 @@ fn ended_by_signal() -> io::Result<CancellationToken> {
 pub(crate) struct Running {
     pub(crate) cancel: CancellationToken,
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
+    watched: Vec<alive::Watched>,
     services: watch::Sender<Vec<Service>>,
 }
 
 impl Running {
     fn new(cancel: CancellationToken) -> Self {
-        Self { cancel, tasks: JoinSet::new(), services: watch::Sender::new(Vec::new()) }
+        Self { cancel, tasks: JoinSet::new(), watched: Vec::new(), services: watch::Sender::new(Vec::new()) }
     }
 
     pub(crate) fn spawn(
@@ -452,7 +467,14 @@ impl Running {
         name: &'static str,
         task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
-        self.tasks.spawn(async move { (name, task.await) });
+        let pulse = Pulse::new(Uptime::now());
+        self.watch(name, vec![pulse.clone()]);
+        self.tasks.spawn(async move { (name, pulse.around(task).await) });
+    }
+
+    /// Makes the supervisor's watchdog depend on loops that are no task of ours.
+    fn watch(&mut self, name: &'static str, pulses: Vec<Pulse>) {
+        self.watched.extend(pulses.into_iter().map(|pulse| (name, pulse)));
     }
 
     /// Puts a service on the status page.
@@ -465,6 +487,12 @@ impl Running {
     }
 
     async fn finish(mut self) -> anyhow::Result<()> {
+        let details: Vec<_> = self.services.borrow().iter().map(|service| service.detail.clone()).collect();
+        let telling = alive::tell(std::mem::take(&mut self.watched), details.join(", "), self.cancel.clone());
+        self.tasks.spawn(async move {
+            telling.await;
+            ("supervisor", Ok(()))
+        });
         // Cancel-safe: a task that ended stays ended. The token first: a task that ended because of it is no fault. A
         // service that is configured away has no task, and waits.
         let first = loop {
@@ -501,7 +529,7 @@ mod tests {
     async fn a_store_that_stops_writing_ends_its_process() {
         let store = Arc::new(MemoryStore::new());
         let mut running = Running::new(CancellationToken::new());
-        running.spawn("store health", watch_store(store.clone(), running.cancel.clone()));
+        running.spawn("store health", watch_store(store.clone(), None, running.cancel.clone()));
         store.refuse_commits(true);
         let error = running.finish().await.expect_err("the store refuses");
         assert!(error.to_string().contains("can't write"), "{error}");

@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::images::{AssetPath, Cache, Images, Index, IndexError, SchematicId, Unavailable};
 use crate::ipc;
-use crate::status::{Link, Snapshot};
+use crate::status::{Link, Service, Snapshot};
 use crate::store::{Batch, Store, Tree};
+use crate::supervise::control::{Reply, Request, ServiceStatus, Status};
 
 /// A schematic may have to be registered first, an asset downloaded.
 const IMAGES_TIMEOUT: Duration = Duration::from_secs(60);
@@ -106,32 +107,29 @@ pub(super) async fn serve_status(
     Ok(())
 }
 
-/// Follows the provider's snapshots. While the provider is away the last one stands, marked so.
+/// Follows the provider's snapshots and, in the appliance, PID 1's view of the box. While the provider is away its last
+/// snapshot stands, marked so.
 pub(super) async fn follow_status(
     path: PathBuf,
     sender: watch::Sender<Arc<Snapshot>>,
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let client: ipc::Client<(), String> = ipc::Client::new(&path, STATUS_TIMEOUT);
+    let mut provider = Snapshot::default();
     while !cancel.is_cancelled() {
-        let answer = client.call(&()).await.map(|json| serde_json::from_str::<Snapshot>(&json));
-        match answer {
-            Ok(Ok(snapshot)) => {
-                sender.send_if_modified(|last| {
-                    let new = **last != snapshot;
-                    *last = Arc::new(snapshot);
-                    new
-                });
-            }
+        let appliance = match ipc::init::ask(Request::Status).await {
+            Ok(Reply::Status(status)) => Some(status),
+            Ok(Reply::Accepted | Reply::Denied | Reply::Failed(_)) | Err(_) => None,
+        };
+        publish(&sender, with_appliance(provider.clone(), appliance.clone()));
+        match client.call(&()).await.map(|json| serde_json::from_str::<Snapshot>(&json)) {
+            Ok(Ok(snapshot)) => provider = snapshot,
             Ok(Err(_)) | Err(_) => {
-                let last = Arc::clone(&sender.borrow());
                 let trouble = "the provider service does not answer; it is being restarted".to_owned();
-                if last.omni.trouble != trouble {
-                    let omni = Link { connected: false, trouble, ..last.omni.clone() };
-                    sender.send_replace(Arc::new(Snapshot { omni, ..(*last).clone() }));
-                }
+                provider.omni = Link { connected: false, trouble, ..provider.omni };
             }
         }
+        publish(&sender, with_appliance(provider.clone(), appliance));
         // Cancel-safe: both only wait.
         tokio::select! {
             () = cancel.cancelled() => {}
@@ -139,6 +137,41 @@ pub(super) async fn follow_status(
         }
     }
     Ok(())
+}
+
+fn publish(sender: &watch::Sender<Arc<Snapshot>>, snapshot: Snapshot) {
+    sender.send_if_modified(|last| {
+        let new = **last != snapshot;
+        if new {
+            *last = Arc::new(snapshot);
+        }
+        new
+    });
+}
+
+/// The provider's snapshot with all services of the box in place of its own.
+fn with_appliance(mut snapshot: Snapshot, appliance: Option<Status>) -> Snapshot {
+    if let Some(status) = &appliance {
+        snapshot.services = status.services.iter().map(service).collect();
+    }
+    Snapshot { appliance, ..snapshot }
+}
+
+/// A service of the box in a few words that do not change by themselves.
+fn service(of: &ServiceStatus) -> Service {
+    let state = match (of.degraded, of.ready, of.pid) {
+        (true, _, _) => "fails again and again",
+        (false, true, _) => "",
+        (false, false, Some(_)) => "starts",
+        (false, false, None) => "waits to be started",
+    };
+    let past = match of.restarts {
+        0 => String::new(),
+        1 => format!("restarted once after {}", of.last_exit),
+        count => format!("restarted {count} times, last after {}", of.last_exit),
+    };
+    let words: Vec<_> = [of.says.as_str(), state, &past].into_iter().filter(|text| !text.is_empty()).collect();
+    Service { name: of.name.clone(), up: of.ready && !of.degraded, detail: words.join("; ") }
 }
 
 /// The image index over the store's tree.
@@ -170,5 +203,40 @@ impl Index for StoreIndex {
         let mut all = self.0.list(Tree::Image).await.map_err(|error| IndexError(Arc::new(error)))?;
         all.retain(|(key, _)| key.starts_with(prefix));
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_services_of_the_box_are_shown_with_what_ails_them() {
+        let of = |name: &str, ready, restarts, says: &str| ServiceStatus {
+            name: name.into(),
+            pid: Some(7),
+            ready,
+            restarts,
+            last_exit: "signal 9".into(),
+            says: says.into(),
+            ..ServiceStatus::default()
+        };
+        let degraded = ServiceStatus { degraded: true, pid: None, ..of("web", false, 9, "") };
+        let services =
+            vec![of("store", true, 0, "/data"), of("tftp", true, 1, "port 69"), of("dhcp", false, 0, ""), degraded];
+        let own = vec![Service { name: "provider".into(), up: true, detail: String::new() }];
+        let provider = Snapshot { services: own, ..Snapshot::default() };
+        assert_eq!(with_appliance(provider.clone(), None), provider);
+        let shown = with_appliance(provider, Some(Status { services, ..Status::default() })).services;
+        let shown: Vec<_> = shown.iter().map(|one| format!("{} {} {}", one.name, one.up, one.detail)).collect();
+        assert_eq!(
+            shown,
+            [
+                "store true /data",
+                "tftp true port 69; restarted once after signal 9",
+                "dhcp false starts",
+                "web false fails again and again; restarted 9 times, last after signal 9"
+            ]
+        );
     }
 }

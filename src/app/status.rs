@@ -74,6 +74,7 @@ impl Sources {
             },
             services: self.services.borrow().clone(),
             machines: self.rack.machines(),
+            appliance: None,
             counters: self.counters.snapshot().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
         }
     }

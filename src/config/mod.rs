@@ -72,6 +72,8 @@ pub struct Config {
     pub clear_passwords: bool,
     /// Most octets of images to keep.
     pub image_cache_size: u64,
+    /// Whether `service net` owns this machine's network and clock.
+    pub manage_network: bool,
     /// What is accepted but does nothing, to be said once at start.
     pub notices: Vec<String>,
 }
@@ -298,6 +300,7 @@ impl Config {
             images: own.images_listen_address.parse().ok(),
             clear_passwords: own.bmc_passwords_in_clear,
             image_cache_size: own.image_cache_size,
+            manage_network: own.manage_network,
             notices,
         })
     }

@@ -47,9 +47,9 @@ pub struct Report {
 struct Entry {
     /// Whether a plan has reported on it.
     known: bool,
-    addresses: Addresses,
     /// Whether a task waits on `wake`: such an entry must stay, or the task would never be woken again.
     driven: bool,
+    addresses: Addresses,
     sign_of_life: Uptime,
     /// When the machine was last sent to its agent, or its agent came or went.
     agent_due: Option<Uptime>,
@@ -247,11 +247,6 @@ impl Rack {
 }
 
 impl Entry {
-    /// Neither Omni nor the last run knew it, and no task drives it.
-    fn is_stranger(&self) -> bool {
-        !self.known && !self.driven && !self.addresses.iter().any(|seen| seen.served)
-    }
-
     fn new(now: Uptime) -> Self {
         Self {
             known: false,
@@ -263,6 +258,11 @@ impl Entry {
             timeline: VecDeque::new(),
             wake: Arc::default(),
         }
+    }
+
+    /// No task drives it, and neither Omni nor the last run knew it.
+    fn is_stranger(&self) -> bool {
+        !self.known && !self.driven && !self.addresses.iter().any(|seen| seen.served)
     }
 }
 

@@ -1,37 +1,57 @@
-//! PID 1's loop: wait for a signal, ask supervise, perform.
+//! PID 1's loop: wait for signals and sockets, ask supervise, perform.
 //!
 //! An edge, because it is the one process that the kernel asks. It never ends, never waits for a child, and never lets a
 //! panic through: any of these would be a kernel panic.
 
+mod cgroups;
+mod clock;
+mod control;
+mod devices;
+mod disks;
+pub mod journal;
 mod log;
+mod logging;
+mod notify;
+mod perform;
+mod prepare;
+mod pstore;
+mod record;
+mod seed;
+mod source;
+mod storage;
+mod watchdog;
 
-use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::mount::MsFlags;
 use nix::sys::reboot::RebootMode;
 use nix::sys::signal::Signal as Number;
 
-use crate::config;
-use crate::secret::Secret;
-use crate::supervise::mounts::{Directory, Forbid, Mount};
-use crate::supervise::services::{SERVICES, SOCKETS_GID, Service};
-use crate::supervise::{Action, Ending, Event, Exit, Report, Signal, Supervisor, flags};
-use crate::sys::process::{Confinement, Reaped};
+use crate::supervise::budget::MOST_IN_A_ROW;
+use crate::supervise::cmdline::Parameters;
+use crate::supervise::control::{Reply, Request, Status};
+use crate::supervise::services::SERVICES;
+use crate::supervise::{Ending, Event, Exit, Place, Supervisor, Why};
+use crate::sys::process::Reaped;
 use crate::sys::signal::Signals;
-use crate::sys::{mount, power, process};
+use crate::sys::{crash, power, process, wait};
 use crate::time::Uptime;
+use cgroups::Group;
 use log::{Level, Log};
+use logging::Logging;
+pub use prepare::{ARGUMENT as PREPARE, prepare};
+use source::Source;
 
 /// How long the disks may take at the end.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
-/// The program of every service when none lies beside init.
-const PROGRAM: &str = "/usr/bin/pilotlight";
+/// Faults that are kept for the page; the log has all.
+const MAX_FAULTS: usize = 32;
+/// How the fault begins that is none any more when the hardware watchdog comes.
+const NO_WATCHDOG: &str = "no hardware watchdog yet";
 /// What init listens to; everything else that can be blocked means nothing to PID 1.
 const SIGNALS: [Number; 7] = [
     Number::SIGCHLD,
@@ -79,37 +99,121 @@ enum Never {}
 struct Init {
     log: Log,
     arguments: Vec<String>,
+    place: Place,
+    parameters: Parameters,
     supervisor: Supervisor,
+    watchdog: watchdog::Keeper,
+    control: Option<control::Control>,
+    /// Opened before the first service, when the directories are there.
+    logging: Option<Logging>,
+    /// What else the loop listens to.
+    sources: Vec<Box<dyn Source>>,
     /// The services' program and flags; read at the first start, since /proc and the disk come before.
     launch: Option<(PathBuf, Vec<String>)>,
+    /// How many processes of each service the kernel had killed for want of memory when it was started.
+    oom_kills: HashMap<&'static str, u64>,
+    /// What could not be set up as it should be.
+    faults: Vec<String>,
 }
 
 impl Init {
     fn new(arguments: &[String]) -> Self {
-        let supervisor = Supervisor::new(SERVICES);
-        Self { log: Log::open(), arguments: arguments.to_vec(), supervisor, launch: None }
+        Self {
+            log: Log::open(),
+            arguments: arguments.to_vec(),
+            // Until it is known, nothing is touched that may be another's.
+            place: Place::Container,
+            parameters: Parameters::default(),
+            supervisor: Supervisor::new(SERVICES),
+            watchdog: watchdog::Keeper::default(),
+            control: None,
+            logging: None,
+            sources: Vec::new(),
+            launch: None,
+            oom_kills: HashMap::new(),
+            faults: Vec::new(),
+        }
     }
 
     fn run(mut self) -> io::Result<Never> {
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         self.try_to("change to /", std::env::set_current_dir("/"));
+        self.try_to("be ready for a crash", crash::install());
         if let Err(error) = power::catch_ctrl_alt_del() {
             self.log.line(Level::Debug, &format!("Ctrl-Alt-Del stays as it is: {error}"));
         }
         let signals = Signals::take(&SIGNALS)?;
         self.feed(Event::Boot);
+        crash::open_log();
+        self.listen();
         loop {
-            let limit = self.supervisor.deadline().map(|deadline| deadline.since(Uptime::now()));
-            if let Some(signal) = signals.wait(limit)?
-                && let Some(ending) = ending(signal)
-            {
-                self.feed(Event::TerminationRequested(ending));
+            self.wait(&signals)?;
+            self.feed_watchdog();
+            while let Some(signal) = signals.next()? {
+                if let Some(ending) = ending(signal) {
+                    self.feed(Event::TerminationRequested(ending, Why::Signal));
+                }
             }
             self.reap()?;
+            if let Some(logging) = &mut self.logging {
+                logging.turn(Uptime::now(), jitter(), &self.log);
+            }
+            for index in 0..self.sources.len() {
+                for event in self.sources[index].turn(Uptime::now()) {
+                    self.feed(event);
+                }
+            }
+            self.answer();
             if self.supervisor.deadline().is_some_and(|deadline| deadline <= Uptime::now()) {
                 self.feed(Event::Deadline);
             }
         }
+    }
+
+    /// Opens what others talk to. What can't be opened is said; the box runs without.
+    fn listen(&mut self) {
+        match control::Control::open() {
+            Ok(control) => self.control = Some(control),
+            Err(error) => self.fault(&format!("no control socket: {error}")),
+        }
+    }
+
+    /// Waits until something has to be looked at.
+    fn wait(&self, signals: &Signals) -> io::Result<()> {
+        let now = Uptime::now();
+        let mut descriptors = vec![signals.as_fd()];
+        descriptors.extend(self.control.iter().flat_map(control::Control::descriptors));
+        descriptors.extend(self.sources.iter().flat_map(|source| source.descriptors(now)));
+        let deadlines = [
+            self.supervisor.deadline(),
+            self.watchdog.deadline(),
+            self.control.as_ref().and_then(control::Control::deadline),
+            self.logging.as_ref().and_then(Logging::deadline),
+        ];
+        let sources = self.sources.iter().filter_map(|source| source.deadline(now));
+        let first = deadlines.into_iter().flatten().chain(sources).min();
+        wait::readable(&descriptors, first.map(|deadline| deadline.since(now)))
+    }
+
+    /// That this is called shows that the loop turns.
+    fn feed_watchdog(&mut self) {
+        let now = Uptime::now();
+        let before = self.watchdog.timeout();
+        match self.watchdog.turn(now, self.supervisor.feeds(now)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => self.fault(&format!("hardware watchdog: {error}")),
+            Ok(()) | Err(_) => {}
+        }
+        if before.is_none() {
+            self.welcome_watchdog();
+        }
+    }
+
+    /// Says that there is a hardware watchdog, if there is.
+    fn welcome_watchdog(&mut self) {
+        let Some(timeout) = self.watchdog.timeout() else { return };
+        // Its module may come late.
+        self.faults.retain(|fault| !fault.starts_with(NO_WATCHDOG));
+        self.log.line(Level::Info, &format!("the hardware watchdog runs, with {} s", timeout.as_secs()));
     }
 
     /// Takes away all children that ended: one SIGCHLD may stand for many.
@@ -117,15 +221,25 @@ impl Init {
         loop {
             let (pid, exit) = match process::reap()? {
                 Reaped::Exited(pid, code) => (pid, Exit::Code(code)),
-                Reaped::Signalled(pid, signal) => (pid, Exit::Signal(signal)),
+                Reaped::Signalled(pid, signal) => (pid, self.signalled(pid, signal)),
                 Reaped::Nothing => return Ok(()),
                 Reaped::NoChildren => {
                     self.feed(Event::ChildrenGone);
                     return Ok(());
                 }
             };
+            if let Some(logging) = &mut self.logging {
+                logging.ended(Uptime::now(), pid, exit, jitter(), &self.log);
+            }
             self.feed(Event::ChildExited { pid, exit, jitter: jitter() });
         }
+    }
+
+    /// The kernel kills for want of memory by a signal like any other; the group's count tells it apart.
+    fn signalled(&self, pid: i32, signal: i32) -> Exit {
+        let Some(service) = self.supervisor.service_of(pid) else { return Exit::Signal(signal) };
+        let before = self.oom_kills.get(service).copied().unwrap_or(0);
+        if Group::of(service).oom_kills() > before { Exit::OutOfMemory } else { Exit::Signal(signal) }
     }
 
     /// Hands one event to the supervisor and performs what it says, with the events that this causes.
@@ -138,74 +252,68 @@ impl Init {
         }
     }
 
-    fn perform(&mut self, action: Action) -> Option<Event> {
-        match action {
-            Action::Mount(plan) => self.try_to(&format!("mount {}", plan.target), mount_one(&plan)),
-            Action::MakeDirectory(plan) => self.try_to(&format!("make {}", plan.path), make_directory(&plan)),
-            Action::Link { path, target } => match symlink(target, path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => self.try_to(&format!("link {path}"), other),
+    /// Answers those who ask on the control socket.
+    fn answer(&mut self) {
+        let Some(mut control) = self.control.take() else { return };
+        let mut wishes = Vec::new();
+        control.turn(Uptime::now(), |uid, request| match request {
+            Request::Status => Reply::Status(self.status()),
+            Request::Reboot => {
+                wishes.push((Ending::Reboot, uid));
+                Reply::Accepted
+            }
+            Request::PowerOff => {
+                wishes.push((Ending::PowerOff, uid));
+                Reply::Accepted
+            }
+            Request::FactoryReset => match record::flag_reset() {
+                Ok(()) => {
+                    wishes.push((Ending::Reboot, uid));
+                    Reply::Accepted
+                }
+                Err(error) => Reply::Failed(format!("the wish can't be kept: {error}")),
             },
-            Action::Spawn(service) => return Some(self.spawn(&service)),
-            Action::Signal { pid, signal } => {
-                self.try_to(&format!("signal {pid}"), process::signal_group(pid, number(signal)));
-            }
-            Action::KillAll(signal) => self.try_to("signal all", process::signal_all(number(signal))),
-            Action::Sync => self.try_to("sync", power::sync_within(SYNC_LIMIT)),
-            Action::Unmount(target) => self.try_to(&format!("unmount {target}"), mount::unmount(Path::new(target))),
-            Action::Reboot(ending) => reboot_or_sleep(&self.log, mode(ending)),
-            Action::Report(report) => self.report(report),
-        }
-        None
-    }
-
-    fn spawn(&mut self, service: &Service) -> Event {
-        let log = &self.log;
-        let (program, flags) =
-            self.launch.get_or_insert_with(|| (program(), load_flags(log, flags::path(&self.arguments))));
-        let fixed = service.args().map(str::to_owned);
-        let args: Vec<_> = fixed.into_iter().chain(flags.iter().cloned()).collect();
-        let confinement = Confinement {
-            uid: service.uid,
-            gid: service.uid,
-            groups: vec![SOCKETS_GID],
-            capabilities: service.capabilities.iter().map(|capability| *capability as u8).collect(),
-        };
-        let environment: Vec<_> = service
-            .environment
-            .iter()
-            .filter_map(|name| Some((*name, Secret::new(config::variable(name)?.into_string().ok()?))))
-            .collect();
-        match process::spawn(program, &args, &environment, &confinement) {
-            Ok(pid) => Event::Started { service: service.name, pid },
-            Err(error) => {
-                self.log.line(Level::Error, &format!("{}: cannot start {}: {error}", service.name, program.display()));
-                Event::SpawnFailed { service: service.name, jitter: jitter() }
-            }
+        });
+        self.control = Some(control);
+        for (ending, uid) in wishes {
+            self.feed(Event::TerminationRequested(ending, Why::Asked(uid)));
         }
     }
 
-    fn report(&self, report: Report) {
-        let (level, text) = match report {
-            Report::Stray { pid, exit } => (Level::Debug, format!("reaped stray {pid}: {exit}")),
-            Report::Running { service, pid } => (Level::Info, format!("{service}: runs as {pid}")),
-            Report::Restarting { service, exit, pause, degraded } => {
-                let how = exit.map_or_else(|| "did not start".to_owned(), |exit| format!("ended by {exit}"));
-                let level = if degraded { Level::Error } else { Level::Warning };
-                let state = if degraded { ", degraded" } else { "" };
-                (level, format!("{service}: {how}{state}; starts again in {} ms", pause.as_millis()))
-            }
-            Report::Ending(ending) => (Level::Info, format!("the run ends: {ending:?}")),
-            Report::Stopped { service, exit } => (Level::Info, format!("{service}: stopped by {exit}")),
-            Report::Stuck { service, pid } => (Level::Error, format!("{service}: {pid} can't be killed; left behind")),
-        };
-        self.log.line(level, &text);
+    fn status(&self) -> Status {
+        let now = Uptime::now();
+        let mut services = self.supervisor.status(now);
+        for service in &mut services {
+            service.memory = Group::of(&service.name).memory();
+        }
+        Status {
+            uptime: now.as_duration().as_secs(),
+            slot: self.parameters.slot.clone(),
+            previous: self.supervisor.previous().to_string(),
+            in_a_row: (self.supervisor.in_a_row(), MOST_IN_A_ROW),
+            watchdog: self.watchdog.timeout().and_then(|timeout| u32::try_from(timeout.as_secs()).ok()),
+            faults: self.faults.clone(),
+            services,
+        }
     }
 
     /// Nothing that fails here stops the boot: a box that half works can be asked what is wrong.
-    fn try_to(&self, what: &str, result: io::Result<()>) {
+    fn try_to(&mut self, what: &str, result: io::Result<()>) {
         if let Err(error) = result {
             self.log.line(Level::Error, &format!("cannot {what}: {error}"));
+            self.keep_fault(&format!("cannot {what}: {error}"));
+        }
+    }
+
+    /// Something is not as it should be; it is said and kept for those who ask.
+    fn fault(&mut self, text: &str) {
+        self.log.line(Level::Warning, text);
+        self.keep_fault(text);
+    }
+
+    fn keep_fault(&mut self, text: &str) {
+        if self.faults.len() < MAX_FAULTS && !self.faults.iter().any(|known| known == text) {
+            self.faults.push(text.to_owned());
         }
     }
 }
@@ -219,68 +327,7 @@ const fn ending(signal: Number) -> Option<Ending> {
     }
 }
 
-const fn mode(ending: Ending) -> RebootMode {
-    match ending {
-        Ending::Reboot => RebootMode::RB_AUTOBOOT,
-        Ending::PowerOff => RebootMode::RB_POWER_OFF,
-        Ending::Halt => RebootMode::RB_HALT_SYSTEM,
-    }
-}
-
-const fn number(signal: Signal) -> Number {
-    match signal {
-        Signal::Term => Number::SIGTERM,
-        Signal::Kill => Number::SIGKILL,
-    }
-}
-
 /// Any octet will do. Not from the kernel's generator, which may not be ready so early and would block.
 fn jitter() -> u8 {
     (Uptime::now().as_duration().subsec_micros() % 256) as u8
-}
-
-fn mount_one(plan: &Mount) -> io::Result<()> {
-    let target = Path::new(plan.target);
-    fs::create_dir_all(target)?;
-    if mount::is_mount_point(target)? {
-        return Ok(());
-    }
-    let flags = plan.forbids.iter().fold(MsFlags::empty(), |flags, forbidden| {
-        flags
-            | match forbidden {
-                Forbid::Suid => MsFlags::MS_NOSUID,
-                Forbid::Exec => MsFlags::MS_NOEXEC,
-                Forbid::Dev => MsFlags::MS_NODEV,
-            }
-    });
-    mount::mount(plan.fstype, target, flags, plan.options)
-}
-
-fn make_directory(plan: &Directory) -> io::Result<()> {
-    fs::create_dir_all(&plan.path)?;
-    // The owner first: a change of owner takes the set-group-ID bit away.
-    chown(&plan.path, Some(plan.uid), Some(plan.gid))?;
-    fs::set_permissions(&plan.path, fs::Permissions::from_mode(plan.mode))
-}
-
-/// The `pilotlight` beside init's own executable, else the usual one.
-fn program() -> PathBuf {
-    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("pilotlight")));
-    beside.filter(|path| path.is_file()).unwrap_or_else(|| PROGRAM.into())
-}
-
-fn load_flags(log: &Log, path: &str) -> Vec<String> {
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(flags::MAX_FILE as u64 + 1).read_to_end(&mut text));
-    match read {
-        Ok(_) => flags::parse(&text).unwrap_or_else(|error| {
-            log.line(Level::Error, &format!("{path} does not count: it {error}"));
-            Vec::new()
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => {
-            log.line(Level::Error, &format!("cannot read {path}: {error}"));
-            Vec::new()
-        }
-    }
 }

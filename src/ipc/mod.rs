@@ -6,6 +6,8 @@
 
 mod client;
 mod frame;
+pub mod init;
+pub mod journal;
 mod server;
 
 use std::io;

@@ -14,6 +14,8 @@ use crate::boot::firmware::Client;
 use crate::boot::proxy::{self, BootView, Decision, Input, Port, Reason};
 use crate::machine::MachineId;
 use crate::netboot::Counters;
+use crate::telemetry::Pulse;
+use crate::time::Uptime;
 use crate::wire::dhcp::{HardwareAddress, MAX_OCTETS, Message};
 
 /// Where to listen.
@@ -105,7 +107,7 @@ pub enum Outcome {
 
 /// The bound sockets.
 #[derive(Debug)]
-pub struct Sockets(Vec<(Port, Option<String>, UdpSocket)>);
+pub struct Sockets(Vec<(Port, Option<String>, UdpSocket, Pulse)>);
 
 impl Sockets {
     /// Opens two sockets per network, or one without the broadcast port.
@@ -125,15 +127,20 @@ impl Sockets {
                     interface: listen.interface.clone(),
                     source,
                 })?;
-                sockets.push((port, listen.interface.clone(), socket));
+                sockets.push((port, listen.interface.clone(), socket, Pulse::new(Uptime::now())));
             }
         }
         Ok(Self(sockets))
     }
 
+    /// Whether their loops turn.
+    pub fn pulses(&self) -> Vec<Pulse> {
+        self.0.iter().map(|(_, _, _, pulse)| pulse.clone()).collect()
+    }
+
     /// Where they listen, in the order of the configuration, 67 before 4011.
     pub fn addresses(&self) -> Vec<(Port, SocketAddr)> {
-        self.0.iter().filter_map(|(port, _, socket)| Some((*port, socket.local_addr().ok()?))).collect()
+        self.0.iter().filter_map(|(port, _, socket, _)| Some((*port, socket.local_addr().ok()?))).collect()
     }
 }
 
@@ -166,9 +173,10 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), Error> {
     let mut tasks = JoinSet::new();
-    for (port, interface, socket) in sockets.0 {
+    for (port, interface, socket, pulse) in sockets.0 {
         info!(?port, interface, address = ?socket.local_addr().ok(), "DHCP proxy listens");
-        tasks.spawn(serve(port, socket, view.clone(), events.clone(), counters.clone(), cancel.clone()));
+        let serving = serve(port, socket, view.clone(), events.clone(), counters.clone(), cancel.clone());
+        tasks.spawn(async move { pulse.around(serving).await });
     }
     // Without sockets there is nothing to do until we are told to end.
     if tasks.is_empty() {

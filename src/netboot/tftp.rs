@@ -23,6 +23,8 @@ use tracing::{debug, info, warn};
 
 use crate::boot::files::BootFiles;
 use crate::netboot::Counters;
+use crate::telemetry::Pulse;
+use crate::time::Uptime;
 
 /// Transfers that one address may have under way. EDK2 leaves one behind when it asks for the size first.
 const TRANSFERS_PER_PEER: usize = 8;
@@ -51,7 +53,7 @@ pub enum Error {
 
 /// The bound sockets.
 #[derive(Debug)]
-pub struct Sockets(Vec<std::net::UdpSocket>);
+pub struct Sockets(Vec<(std::net::UdpSocket, Pulse)>);
 
 impl Sockets {
     /// Binds one socket per address. Name each address of ours rather than 0.0.0.0: from there the kernel chooses the source of
@@ -62,14 +64,21 @@ impl Sockets {
     /// [`Error::Bind`] for the first that fails.
     pub fn bind(addresses: &[SocketAddr]) -> Result<Self, Error> {
         let bind = |address: &SocketAddr| {
-            std::net::UdpSocket::bind(address).map_err(|source| Error::Bind { address: *address, source })
+            let socket = std::net::UdpSocket::bind(address);
+            let socket = socket.map_err(|source| Error::Bind { address: *address, source })?;
+            Ok((socket, Pulse::new(Uptime::now())))
         };
         addresses.iter().map(bind).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Whether their loops turn.
+    pub fn pulses(&self) -> Vec<Pulse> {
+        self.0.iter().map(|(_, pulse)| pulse.clone()).collect()
+    }
+
     /// Where they listen.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().filter_map(|socket| socket.local_addr().ok()).collect()
+        self.0.iter().filter_map(|(socket, _)| socket.local_addr().ok()).collect()
     }
 }
 
@@ -129,8 +138,9 @@ impl Engine for AsyncTftp {
 /// [`Error::TaskEnded`] when a socket's task panicked.
 pub async fn run(sockets: Sockets, engine: Arc<dyn Engine>, cancel: CancellationToken) -> Result<(), Error> {
     let mut tasks = JoinSet::new();
-    for socket in sockets.0 {
-        tasks.spawn(keep_serving(socket, Arc::clone(&engine), cancel.clone()));
+    for (socket, pulse) in sockets.0 {
+        let serving = keep_serving(socket, Arc::clone(&engine), cancel.clone());
+        tasks.spawn(async move { pulse.around(serving).await });
     }
     if tasks.is_empty() {
         cancel.cancelled().await;

@@ -4,11 +4,6 @@
 pub const MAX_FILE: usize = 64 * 1024;
 /// Most flags.
 pub const MAX_FLAGS: usize = 256;
-/// Where the file is unless init is told otherwise.
-pub const DEFAULT_PATH: &str = "/etc/pilotlight/flags";
-/// How init is told: `pilotlight.flags=<path>` among its arguments, which the kernel fills from its command line.
-pub const ARGUMENT: &str = "pilotlight.flags=";
-
 /// Why a file of flags does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -39,11 +34,6 @@ pub fn parse(file: &[u8]) -> Result<Vec<String>, Invalid> {
     if flags.len() > MAX_FLAGS { Err(Invalid::TooMany) } else { Ok(flags) }
 }
 
-/// Where the flags are, by init's arguments; the last that says so counts.
-pub fn path(arguments: &[String]) -> &str {
-    arguments.iter().filter_map(|argument| argument.strip_prefix(ARGUMENT)).next_back().unwrap_or(DEFAULT_PATH)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -57,13 +47,6 @@ mod tests {
         assert_eq!(parse(b"a\0b"), Err(Invalid::NoText));
         assert_eq!(parse(&[b'\n'; MAX_FILE + 1]), Err(Invalid::TooLong));
         assert_eq!(parse("--a\n".repeat(MAX_FLAGS + 1).as_bytes()), Err(Invalid::TooMany));
-    }
-
-    #[test]
-    fn the_kernel_command_line_names_another_file() {
-        let arguments = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        assert_eq!(path(&arguments(&["/init", "quiet"])), DEFAULT_PATH);
-        assert_eq!(path(&arguments(&["/init", "pilotlight.flags=/a", "pilotlight.flags=/b"])), "/b");
     }
 
     proptest! {

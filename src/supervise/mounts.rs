@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use super::seed;
 use super::services::{SERVICES, SOCKETS_GID};
+use crate::journal;
 
 /// What a mount forbids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +51,7 @@ use Forbid::{Dev, Exec, Suid};
 pub const MOUNTS: &[Mount] = &[
     Mount { target: "/proc", fstype: "proc", forbids: &[Suid, Exec, Dev], options: "" },
     Mount { target: "/sys", fstype: "sysfs", forbids: &[Suid, Exec, Dev], options: "" },
+    Mount { target: "/sys/fs/pstore", fstype: "pstore", forbids: &[Suid, Exec, Dev], options: "" },
     Mount { target: "/dev", fstype: "devtmpfs", forbids: &[Suid, Exec], options: "mode=0755,size=4m" },
     Mount { target: "/dev/pts", fstype: "devpts", forbids: &[Suid, Exec], options: "mode=0620,gid=5,ptmxmode=000" },
     // Large messages to the journal pass through here.
@@ -82,13 +85,28 @@ impl fmt::Display for Directory {
     }
 }
 
+/// Where init keeps the record of its runs.
+pub const INIT_STATE_DIR: &str = "/data/pilotlight/init";
+
+/// Where what a crash left is kept.
+pub const CRASH_DIR: &str = "/data/pilotlight/crash";
+
 /// Every directory that the services need, parents first.
 ///
 /// The set-group-ID bit of a runtime directory gives its sockets the group that may connect.
 pub fn directories() -> Vec<Directory> {
     let root = |path: &str| Directory { path: path.to_owned(), uid: 0, gid: 0, mode: 0o755 };
-    let mut all = vec![root("/run/pilotlight"), root("/run/systemd"), root("/run/systemd/journal")];
+    let mut all = vec![
+        root("/run/pilotlight"),
+        root("/run/pilotlight/notify"),
+        root("/run/systemd"),
+        root("/run/systemd/journal"),
+    ];
     all.extend([root("/data"), root("/data/pilotlight")]);
+    // What init keeps is nobody else's.
+    let private = |path: &str, uid| Directory { path: path.to_owned(), uid, gid: uid, mode: 0o700 };
+    all.extend([private(INIT_STATE_DIR, 0), private(seed::DIRECTORY, 0), private(CRASH_DIR, 0)]);
+    all.push(private(journal::DIRECTORY, journal::UID));
     for service in SERVICES {
         let (uid, gid) = (service.uid, service.uid);
         all.push(Directory { path: service.runtime_dir(), uid, gid: SOCKETS_GID, mode: 0o2750 });

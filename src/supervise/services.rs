@@ -1,4 +1,9 @@
-//! The service table: who runs, as whom, with which capabilities, after whom.
+//! The service table: who runs, as whom, with which capabilities and limits, after whom.
+
+use std::time::Duration;
+
+use super::cgroup::Limits;
+use super::seccomp::Filter;
 
 /// The group that may connect to the services' sockets; who is let in decides each server by user.
 pub const SOCKETS_GID: u32 = 900;
@@ -41,8 +46,16 @@ pub struct Service {
     /// goes to the one process that uses it. Init's comes from who starts it: the kernel, which hands over the
     /// `NAME=value` of its command line, or a container.
     pub environment: &'static [&'static str],
-    /// Which services are started before it and stopped after it. A service is ready when it is started.
+    /// Which services are ready, or have had their chance, before it is started; it is stopped before them.
     pub depends_on: &'static [&'static str],
+    /// Its memory and threads.
+    pub limits: Limits,
+    /// Files that it may hold open.
+    pub files: u64,
+    /// How long it may be silent once it is ready.
+    pub watchdog: Duration,
+    /// Whether the box is of no use without it: nobody could see or change anything.
+    pub critical: bool,
 }
 
 impl Service {
@@ -61,31 +74,66 @@ impl Service {
         format!("/run/pilotlight/{0}/{0}.sock", self.name)
     }
 
+    /// The socket on which PID 1 listens to it; one each, so that a flood costs its sender alone.
+    pub fn notify_socket(&self) -> String {
+        format!("/run/pilotlight/notify/{}.sock", self.name)
+    }
+
     /// The directory of what it keeps.
     pub fn state_dir(&self) -> String {
         format!("/data/pilotlight/{}", self.name)
     }
+
+    /// What it may ask of the kernel when it starts.
+    pub fn filter(&self) -> Filter {
+        let keeps = |capability| self.capabilities.contains(&capability);
+        Filter { exec: true, packets: keeps(Capability::NetRaw), clock: keeps(Capability::SysTime) }
+    }
 }
 
-use Capability::{NetBindService, NetRaw};
+use Capability::{NetAdmin, NetBindService, NetRaw, SysTime};
 
 /// The variables that hold Omni's service account key, the first that is set wins.
 pub const KEY_VARIABLES: [&str; 2] = ["SIDERO_SERVICE_ACCOUNT_KEY", "OMNI_SERVICE_ACCOUNT_KEY"];
 
+/// What most services have.
+const ORDINARY: Service = Service {
+    name: "",
+    uid: 0,
+    capabilities: &[],
+    environment: &[],
+    depends_on: &[],
+    limits: Limits::new(64, 64),
+    files: 4096,
+    watchdog: Duration::from_secs(30),
+    critical: false,
+};
+
 /// Every service, each after those that it depends on.
 pub const SERVICES: &[Service] = &[
-    Service { name: "store", uid: 902, capabilities: &[], environment: &[], depends_on: &[] },
-    Service { name: "images", uid: 903, capabilities: &[], environment: &[], depends_on: &["store"] },
+    Service { name: "net", uid: 901, capabilities: &[NetAdmin, NetRaw, SysTime], critical: true, ..ORDINARY },
+    Service { name: "store", uid: 902, limits: Limits::new(96, 128), ..ORDINARY },
+    Service { name: "images", uid: 903, depends_on: &["store"], limits: Limits::new(160, 256), ..ORDINARY },
     Service {
         name: "provider",
         uid: 904,
-        capabilities: &[],
         environment: &KEY_VARIABLES,
         depends_on: &["store", "images"],
+        limits: Limits::new(192, 256),
+        // A tunnel a machine.
+        files: 65_536,
+        ..ORDINARY
     },
-    Service { name: "dhcp", uid: 905, capabilities: &[NetRaw, NetBindService], environment: &[], depends_on: &[] },
-    Service { name: "tftp", uid: 906, capabilities: &[NetBindService], environment: &[], depends_on: &[] },
-    Service { name: "web", uid: 907, capabilities: &[NetBindService], environment: &[], depends_on: &["store"] },
+    Service { name: "dhcp", uid: 905, capabilities: &[NetRaw, NetBindService], ..ORDINARY },
+    Service { name: "tftp", uid: 906, capabilities: &[NetBindService], ..ORDINARY },
+    Service {
+        name: "web",
+        uid: 907,
+        capabilities: &[NetBindService],
+        depends_on: &["store"],
+        critical: true,
+        ..ORDINARY
+    },
 ];
 
 /// The service of that name.

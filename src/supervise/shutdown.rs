@@ -8,6 +8,8 @@ use super::services::Service;
 pub const GRACE: Duration = Duration::from_secs(10);
 /// How long a killed process may take to vanish; longer means that the kernel holds it.
 pub const VANISH: Duration = Duration::from_secs(2);
+/// Longer than all steps of an end together; beyond it the hardware watchdog is not fed any more.
+pub const LIMIT: Duration = Duration::from_secs(90);
 
 /// Those of `alive` on which no other of `alive` depends: they stop together, before the rest.
 ///
@@ -32,6 +34,6 @@ mod tests {
             alive.retain(|name| !stopping.contains(name));
             waves.push(stopping);
         }
-        assert_eq!(waves, [vec!["provider", "dhcp", "tftp", "web"], vec!["images"], vec!["store"]]);
+        assert_eq!(waves, [vec!["net", "provider", "dhcp", "tftp", "web"], vec!["images"], vec!["store"]]);
     }
 }

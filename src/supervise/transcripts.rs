@@ -4,8 +4,11 @@
 //! `PILOTLIGHT_BLESS=1` the files are written anew.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
+use budget::Record;
+use notify::Notice;
 use services::SERVICES;
 
 struct Play {
@@ -14,25 +17,37 @@ struct Play {
     next_pid: i32,
     running: Vec<(&'static str, i32)>,
     failing: Vec<String>,
+    silent: Vec<String>,
+    place: Place,
+    previous: Previous,
     text: String,
 }
+
+/// How often a service that is well says so; the table's watchdogs allow more than twice that.
+const BEAT: Duration = Duration::from_secs(10);
 
 impl Play {
     fn feed(&mut self, event: Event) {
         for action in self.supervisor.on(self.now, event) {
-            let spawned = match &action {
-                Action::Spawn(service) => Some(*service),
-                _ => None,
-            };
             self.text.push_str(&format!("  {}\n", line(&action)));
-            let Some(Service { name, .. }) = spawned else { continue };
-            if self.failing.iter().any(|failing| failing == name) {
-                self.feed(Event::SpawnFailed { service: name, jitter: 128 });
-            } else {
-                self.next_pid += 1;
-                self.running.retain(|(running, _)| *running != name);
-                self.running.push((name, self.next_pid));
-                self.feed(Event::Started { service: name, pid: self.next_pid });
+            match action {
+                Action::Orient => self.feed(Event::Oriented { place: self.place, watchdog: None }),
+                Action::Recall => self.feed(Event::Recalled(self.previous.clone())),
+                Action::Prepare => {
+                    self.next_pid += 1;
+                    self.running.push(("prepare", self.next_pid));
+                    self.feed(Event::Preparing(Some(self.next_pid)));
+                }
+                Action::Spawn(Service { name, .. }) if self.failing.iter().any(|failing| failing == name) => {
+                    self.feed(Event::SpawnFailed { service: name, jitter: 128 });
+                }
+                Action::Spawn(Service { name, .. }) => {
+                    self.next_pid += 1;
+                    self.running.retain(|(running, _)| *running != name);
+                    self.running.push((name, self.next_pid));
+                    self.feed(Event::Started { service: name, pid: self.next_pid });
+                }
+                _ => {}
             }
         }
     }
@@ -45,8 +60,55 @@ impl Play {
         match words {
             ["code", code] => Exit::Code(code.parse().unwrap()),
             ["signal", signal] => Exit::Signal(signal.parse().unwrap()),
+            ["oom"] => Exit::OutOfMemory,
             other => panic!("unknown exit {other:?}"),
         }
+    }
+
+    /// On a machine the data partition comes first.
+    fn end_preparation(&mut self) {
+        if let Some(at) = self.running.iter().position(|(name, _)| *name == "prepare") {
+            let (_, pid) = self.running.remove(at);
+            self.feed(Event::ChildExited { pid, exit: Exit::Code(0), jitter: 128 });
+        }
+    }
+
+    /// Boots, and every service becomes ready; nothing of it is written down.
+    fn up(&mut self) {
+        let length = self.text.len();
+        self.feed(Event::Boot);
+        self.end_preparation();
+        for _ in SERVICES {
+            for (_, pid) in self.running.clone() {
+                self.feed(Event::Noticed { pid, notice: Notice { ready: true, ..Notice::default() } });
+            }
+        }
+        self.text.truncate(length);
+    }
+
+    /// All but the silent say that they are well.
+    fn beat(&mut self) {
+        for (name, pid) in self.running.clone() {
+            if !self.silent.iter().any(|silent| silent == name) {
+                self.feed(Event::Noticed { pid, notice: Notice { alive: true, ..Notice::default() } });
+            }
+        }
+    }
+
+    /// The next deadline at which something happens; until then all is well.
+    fn beat_until_deadline(&mut self) -> Uptime {
+        loop {
+            self.beat();
+            let deadline = self.supervisor.deadline().expect("a deadline is set");
+            if deadline.since(self.now) <= BEAT {
+                return deadline;
+            }
+            self.now = self.now + BEAT;
+        }
+    }
+
+    fn notice(&self, name: &str, notice: Notice) -> Event {
+        Event::Noticed { pid: self.pid(name), notice }
     }
 
     fn step(&mut self, directive: &str) {
@@ -54,29 +116,51 @@ impl Play {
         let words: Vec<_> = directive.split(' ').collect();
         let event = match words.as_slice() {
             ["boot"] => Event::Boot,
+            ["container"] => {
+                self.place = Place::Container;
+                return;
+            }
+            ["up"] => return self.up(),
+            ["last-run", count] => {
+                self.previous.record = Some(Record { in_a_row: count.parse().unwrap(), end: None });
+                return;
+            }
+            ["disk-lost"] => {
+                self.previous.lasting = false;
+                return;
+            }
             ["wait", secs] => {
-                self.now = self.now + Duration::from_secs(secs.parse().unwrap());
+                let end = self.now + Duration::from_secs(secs.parse().unwrap());
+                while self.now < end {
+                    self.now = end.min(self.now + BEAT);
+                    self.beat();
+                }
                 return;
             }
             ["cannot-start", name] => {
                 self.failing.push((*name).to_owned());
                 return;
             }
+            ["ready", name] => self.notice(name, Notice { ready: true, ..Notice::default() }),
+            ["silent", name] => {
+                self.silent.push((*name).to_owned());
+                return;
+            }
+            ["broken", name] => self.notice(name, Notice { broken: true, ..Notice::default() }),
             ["exit", name, how @ ..] => Event::ChildExited { pid: self.pid(name), exit: self.exit(how), jitter: 128 },
             ["exit-of-pid", pid, how @ ..] => {
                 Event::ChildExited { pid: pid.parse().unwrap(), exit: self.exit(how), jitter: 128 }
             }
             ["children-gone"] => Event::ChildrenGone,
             ["deadline"] => {
-                let deadline = self.supervisor.deadline().expect("a deadline is set");
-                let pause = deadline.since(self.now);
-                self.text.push_str(&format!("  (after {:.3} s)\n", pause.as_secs_f64()));
-                self.now = deadline;
+                let begin = self.now;
+                self.now = self.beat_until_deadline();
+                self.text.push_str(&format!("  (after {:.3} s)\n", self.now.since(begin).as_secs_f64()));
                 Event::Deadline
             }
-            ["terminate", "reboot"] => Event::TerminationRequested(Ending::Reboot),
-            ["terminate", "power-off"] => Event::TerminationRequested(Ending::PowerOff),
-            ["terminate", "halt"] => Event::TerminationRequested(Ending::Halt),
+            ["terminate", "reboot"] => Event::TerminationRequested(Ending::Reboot, Why::Signal),
+            ["terminate", "power-off"] => Event::TerminationRequested(Ending::PowerOff, Why::Asked(907)),
+            ["terminate", "halt"] => Event::TerminationRequested(Ending::Halt, Why::Signal),
             other => panic!("unknown directive {other:?}"),
         };
         self.feed(event);
@@ -86,34 +170,60 @@ impl Play {
 fn line(action: &Action) -> String {
     let signal = |signal: &Signal| match signal {
         Signal::Term => "SIGTERM",
+        Signal::Abort => "SIGABRT",
         Signal::Kill => "SIGKILL",
     };
     match action {
         Action::Mount(mount) => format!("mount {mount}"),
+        Action::Prepare => "prepare".to_owned(),
+        Action::Orient => "orient".to_owned(),
+        Action::OpenWatchdog => "open /dev/watchdog0".to_owned(),
         Action::MakeDirectory(directory) => format!("mkdir {directory}"),
         Action::Link { path, target } => format!("symlink {path} -> {target}"),
+        Action::Tune(sysctl) => format!("sysctl {sysctl}"),
+        Action::Hostname(name) => format!("sethostname {name}"),
+        Action::LoopbackUp => "up lo".to_owned(),
+        Action::MakeCgroups => format!("mkdir {}", cgroup::SERVICES_DIR),
+        Action::ListenToServices => "bind /run/pilotlight/notify/*.sock".to_owned(),
+        Action::Recall => "read the record of the run before".to_owned(),
+        Action::Remember(record) => format!("write record {:?}", record.to_string()),
         Action::Spawn(service) => {
             let kept: Vec<_> = service.capabilities.iter().map(|capability| capability.name()).collect();
             let kept = if kept.is_empty() { "none".to_owned() } else { kept.join("+") };
-            format!("spawn pilotlight {} (uid {}, capabilities {kept})", service.args().join(" "), service.uid)
+            format!(
+                "spawn pilotlight {} (uid {}, capabilities {kept}, {} MiB, {} tasks, {} files)",
+                service.args().join(" "),
+                service.uid,
+                service.limits.memory >> 20,
+                service.limits.tasks,
+                service.files
+            )
         }
         Action::Signal { pid, signal: number } => format!("kill {pid} {}", signal(number)),
+        Action::KillLeftovers(service) => format!("kill cgroup of {service}"),
         Action::KillAll(number) => format!("kill -1 {}", signal(number)),
         Action::Sync => "sync".to_owned(),
         Action::Unmount(target) => format!("umount {target}"),
         Action::Reboot(ending) => format!("reboot {ending:?}"),
-        Action::Report(Report::Restarting { service, pause, degraded, .. }) => {
-            format!(
-                "report {service} restarts in {:.3} s{}",
-                pause.as_secs_f64(),
-                if *degraded { ", degraded" } else { "" }
-            )
+        Action::Report(report) => format!("report {}", said(report)),
+    }
+}
+
+fn said(report: &Report) -> String {
+    match report {
+        Report::Previous(previous) => previous.to_string(),
+        Report::Restarting { service, pause, degraded, .. } => {
+            format!("{service} restarts in {:.3} s{}", pause.as_secs_f64(), if *degraded { ", degraded" } else { "" })
         }
-        Action::Report(Report::Running { service, pid }) => format!("report {service} runs as {pid}"),
-        Action::Report(Report::Stray { pid, exit }) => format!("report stray {pid} ended by {exit}"),
-        Action::Report(Report::Ending(ending)) => format!("report {ending:?}"),
-        Action::Report(Report::Stopped { service, exit }) => format!("report {service} stopped by {exit}"),
-        Action::Report(Report::Stuck { service, pid }) => format!("report {service} is stuck as {pid}"),
+        Report::Running { service, pid } => format!("{service} runs as {pid}"),
+        Report::Ready { service, after } => format!("{service} is ready after {:.3} s", after.as_secs_f64()),
+        Report::Slow { service } => format!("{service} is not ready yet"),
+        Report::Hung { service, pid } => format!("{service} hangs as {pid}"),
+        Report::StaysUp { service, refusal } => format!("no reboot for {service}: {refusal}"),
+        Report::Stray { pid, exit } => format!("stray {pid} ended by {exit}"),
+        Report::Ending(ending, why) => format!("{ending:?}, {why}"),
+        Report::Stopped { service, exit } => format!("{service} stopped by {exit}"),
+        Report::Stuck { service, pid } => format!("{service} is stuck as {pid}"),
     }
 }
 
@@ -126,6 +236,9 @@ fn plays_as_written(name: &str) {
         next_pid: 100,
         running: Vec::new(),
         failing: Vec::new(),
+        silent: Vec::new(),
+        place: Place::Machine,
+        previous: Previous { lasting: true, ..Previous::default() },
         text: String::new(),
     };
     for line in written.lines() {
@@ -144,6 +257,46 @@ fn plays_as_written(name: &str) {
 #[test]
 fn boot_mounts_first_then_starts_services_in_order() {
     plays_as_written("boot.txt");
+}
+
+#[test]
+fn a_container_keeps_its_hosts_settings_and_hardware() {
+    plays_as_written("container.txt");
+}
+
+#[test]
+fn those_that_depend_on_a_service_wait_for_it_to_be_ready_and_not_for_ever() {
+    plays_as_written("ready.txt");
+}
+
+#[test]
+fn a_service_that_is_silent_is_aborted_killed_and_started_again() {
+    plays_as_written("hang.txt");
+}
+
+#[test]
+fn a_service_that_eats_all_its_memory_dies_of_it_alone() {
+    plays_as_written("oom.txt");
+}
+
+#[test]
+fn a_critical_service_that_stays_down_reboots_the_box() {
+    plays_as_written("critical.txt");
+}
+
+#[test]
+fn a_spent_budget_keeps_the_box_up() {
+    plays_as_written("budget.txt");
+}
+
+#[test]
+fn without_a_disk_to_remember_it_there_is_no_reboot() {
+    plays_as_written("budget_disk.txt");
+}
+
+#[test]
+fn a_healthy_hour_ends_the_row() {
+    plays_as_written("forgiven.txt");
 }
 
 #[test]

@@ -28,6 +28,15 @@ pub fn mount(fstype: &str, target: &Path, flags: MsFlags, options: &str) -> io::
     nix::mount::mount(Some(fstype), target, Some(fstype), flags, options).map_err(io::Error::from)
 }
 
+/// Mounts the block device `device` with a file system of type `fstype`.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn mount_device(device: &Path, fstype: &str, target: &Path, flags: MsFlags, options: &str) -> io::Result<()> {
+    nix::mount::mount(Some(device), target, Some(fstype), flags, Some(options)).map_err(io::Error::from)
+}
+
 /// Unmounts `target`; when it is busy, takes it out of sight and lets the kernel finish. Nothing happens when nothing is
 /// mounted there.
 ///

@@ -29,7 +29,17 @@ pub fn catch_ctrl_alt_del() -> io::Result<()> {
 ///
 /// `TimedOut`, or that no process could be made.
 pub fn sync_within(limit: Duration) -> io::Result<()> {
-    let child = in_child(nix::unistd::sync)?;
+    within(limit, nix::unistd::sync)
+}
+
+/// Does `work` in a child, but waits no longer than `limit`: for what touches disks, which may never answer. The child
+/// goes on when it takes longer.
+///
+/// # Errors
+///
+/// `TimedOut`, or that no process could be made.
+pub fn within(limit: Duration, work: impl FnOnce()) -> io::Result<()> {
+    let child = in_child(work)?;
     if wait_for(child, limit) { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod counters;
 pub mod limit;
+pub mod pulse;
 
 use std::io::IsTerminal;
 
@@ -15,6 +16,7 @@ use tracing_subscriber::{Layer, Registry, fmt};
 
 pub use counters::Counters;
 pub use limit::Limit;
+pub use pulse::Pulse;
 
 /// What a line on stderr looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

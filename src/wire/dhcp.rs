@@ -1,4 +1,4 @@
-//! DHCPv4 messages as network boot needs them: decoded through dhcproto, behind the guards that keep one packet from
+//! DHCPv4 messages as network boot and our own client need them: decoded through dhcproto, behind the guards that keep one packet from
 //! costing more than itself.
 //!
 //! The guards: at most [`MAX_OCTETS`]; the hardware address length is checked on the raw octets, since dhcproto slices by
@@ -22,16 +22,38 @@ pub const MIN_OCTETS: usize = 300;
 /// The fixed part of a message and the magic cookie.
 const HEADER_OCTETS: usize = 240;
 
+/// Subnet mask.
+pub const SUBNET_MASK: u8 = 1;
+/// Routers, in order of preference.
+pub const ROUTERS: u8 = 3;
+/// DNS servers, in order of preference.
+pub const DNS_SERVERS: u8 = 6;
+/// The client's name.
+pub const HOST_NAME: u8 = 12;
+/// Domain that names without one are looked up in.
+pub const DOMAIN_NAME: u8 = 15;
+/// MTU of the link.
+pub const INTERFACE_MTU: u8 = 26;
+/// NTP servers, in order of preference.
+pub const NTP_SERVERS: u8 = 42;
 /// Vendor-specific information; for PXE, encapsulated sub-options (PXE 2.1 section 2.2.1).
 pub const VENDOR_OPTIONS: u8 = 43;
 /// Requested address.
 pub const REQUESTED_ADDRESS: u8 = 50;
+/// Seconds that an address is leased for.
+pub const LEASE_TIME: u8 = 51;
 /// DHCP message type.
 pub const MESSAGE_TYPE: u8 = 53;
 /// Server identifier.
 pub const SERVER_ID: u8 = 54;
 /// Parameter request list.
 pub const PARAMETERS: u8 = 55;
+/// Largest message that the client takes.
+pub const MAX_MESSAGE: u8 = 57;
+/// Seconds until the lease is renewed (T1).
+pub const RENEWAL_TIME: u8 = 58;
+/// Seconds until any server is asked (T2).
+pub const REBINDING_TIME: u8 = 59;
 /// Vendor class identifier.
 pub const VENDOR_CLASS: u8 = 60;
 /// Client identifier.
@@ -48,13 +70,27 @@ pub const RELAY_INFORMATION: u8 = 82;
 pub const CLIENT_ARCH: u8 = 93;
 /// Client machine identifier (RFC 4578 section 2.3).
 pub const MACHINE_ID: u8 = 97;
+/// Classless static routes (RFC 3442).
+pub const CLASSLESS_ROUTES: u8 = 121;
 /// Encapsulated options of iPXE.
 pub const IPXE_OPTIONS: u8 = 175;
 /// Ends the options.
 const END: u8 = 255;
 
 /// The options that a decoded message keeps; the rest is dropped.
-const KEPT: [u8; 14] = [
+const KEPT: [u8; 26] = [
+    SUBNET_MASK,
+    ROUTERS,
+    DNS_SERVERS,
+    HOST_NAME,
+    DOMAIN_NAME,
+    INTERFACE_MTU,
+    NTP_SERVERS,
+    LEASE_TIME,
+    MAX_MESSAGE,
+    RENEWAL_TIME,
+    REBINDING_TIME,
+    CLASSLESS_ROUTES,
     VENDOR_OPTIONS,
     REQUESTED_ADDRESS,
     MESSAGE_TYPE,
@@ -195,11 +231,17 @@ pub enum MessageType {
     Offer,
     /// 3.
     Request,
+    /// 4.
+    Decline,
     /// 5.
     Ack,
+    /// 6.
+    Nak,
+    /// 7.
+    Release,
     /// 8.
     Inform,
-    /// A type that network boot has no use for.
+    /// A type that neither network boot nor a client has a use for.
     Other(u8),
 }
 
@@ -210,7 +252,10 @@ impl MessageType {
             Self::Discover => 1,
             Self::Offer => 2,
             Self::Request => 3,
+            Self::Decline => 4,
             Self::Ack => 5,
+            Self::Nak => 6,
+            Self::Release => 7,
             Self::Inform => 8,
             Self::Other(number) => number,
         }
@@ -223,14 +268,17 @@ impl From<u8> for MessageType {
             1 => Self::Discover,
             2 => Self::Offer,
             3 => Self::Request,
+            4 => Self::Decline,
             5 => Self::Ack,
+            6 => Self::Nak,
+            7 => Self::Release,
             8 => Self::Inform,
             other => Self::Other(other),
         }
     }
 }
 
-/// One DHCPv4 message, with the options that network boot uses.
+/// One DHCPv4 message, with the options that network boot and our client use.
 ///
 /// `hops`, `secs` and `sname` are not kept and are zero when encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]

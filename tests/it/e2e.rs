@@ -4,7 +4,7 @@
 //! control starts and kills QEMU. Only Omni is our double, and the programs inside the guest are ours, on Debian's kernel.
 //! On the way the provider of the OVMF machine is killed in the middle of the wipe: started again, it finishes what it began.
 
-mod initramfs;
+pub mod initramfs;
 mod machine;
 mod site;
 

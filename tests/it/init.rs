@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -24,8 +24,9 @@ mount -t tmpfs -o mode=755 none "$root"
 cd "$root"
 mkdir proc sys dev run tmp data usr box
 mount -t tmpfs none sys
-mkdir -p sys/fs/cgroup
+mkdir -p sys/fs/cgroup sys/fs/pstore
 mount -t tmpfs none sys/fs/cgroup
+mount -t tmpfs none sys/fs/pstore
 mount -t tmpfs -o mode=755 none dev
 mknod -m 666 dev/null c 1 3
 mount --rbind /usr usr
@@ -35,19 +36,48 @@ for dir in bin sbin lib lib64; do
     fi
 done
 mount --bind "$box" box
-exec chroot . /box/init pilotlight.flags=/box/flags
+shift 2
+exec chroot . /box/init pilotlight.flags=/box/flags "$@"
 "#;
 
-const SERVICE: &str = r#"#!/bin/sh
-grep -E '^(Umask|SigBlk|Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs):' /proc/self/status >"/box/record/$2.status"
-tr '\0' '\n' </proc/self/environ >"/box/record/$2.environment"
-trap 'echo "stop $2" >>/box/record/log; exit 0' TERM
-if [ "$2" = web ]; then
-    # Its parent is gone at once: an orphan for PID 1.
-    (sleep 0 &)
-fi
-echo "start $*" >>/box/record/log
-while :; do sleep 1000 & wait $!; done
+/// A service in a few lines: it records how it was started, says that it is ready and well, and ends when it is told to.
+/// `{}` is what it does besides, once.
+pub const SERVICE: &str = r#"#!/usr/bin/perl
+use strict;
+use Socket;
+my ($name, $record) = ($ARGV[1], "/box/record");
+sub note { open(my $log, '>>', "$record/log"); syswrite($log, "@_\n"); }
+sub say_to { my ($type, $path, $text) = @_;
+    socket(my $socket, AF_UNIX, $type, 0) or return;
+    connect($socket, pack_sockaddr_un($path)) or return;
+    send($socket, $text, 0);
+    return $socket; }
+sub notify { say_to(SOCK_DGRAM, $ENV{NOTIFY_SOCKET}, $_[0]); }
+open(my $status, '<', '/proc/self/status');
+open(my $copy, '>', "$record/$name.status");
+print $copy grep { /^(Umask|SigBlk|Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):/ } <$status>;
+close($copy);
+open(my $environment, '>', "$record/$name.environment");
+print $environment "$_=$ENV{$_}\n" for keys %ENV;
+close($environment);
+$SIG{TERM} = sub { note("stop $name"); exit 0 };
+note("start @ARGV");
+{}
+notify("READY=1\nSTATUS=$name is here");
+while (1) { notify("WATCHDOG=1"); select(undef, undef, undef, 0.2); }
+"#;
+
+/// [`SERVICE`] with something to do.
+pub fn service(besides: &str) -> String {
+    SERVICE.replace("{}", besides)
+}
+
+/// Its parent is gone at once: an orphan for PID 1.
+const ORPHAN: &str = r#"
+if ($name eq "web") {
+    $SIG{CHLD} = 'IGNORE';
+    if (!fork()) { exec("/bin/sleep", "0") if !fork(); exit; }
+}
 "#;
 
 /// What a box is made of.
@@ -56,6 +86,8 @@ pub struct Setup<'a> {
     pub program: Program<'a>,
     /// Its flags, one a line.
     pub flags: &'a str,
+    /// What init is told besides where the flags are.
+    pub arguments: &'a [&'a str],
     /// Whether it has a network of its own, without even loopback being up; else it shares that of the test.
     pub own_network: bool,
     /// Variables of init's environment.
@@ -86,7 +118,7 @@ impl Drop for Running {
     }
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let end = Uptime::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Uptime::now() < end, "waited too long until {what}");
@@ -97,9 +129,11 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 impl Running {
     /// A box with the script in the services' place, or with nothing.
     fn scripted(with_program: bool) -> Option<Self> {
+        let script = service(ORPHAN);
         let setup = Setup {
-            program: if with_program { Program::Script(SERVICE) } else { Program::Missing },
+            program: if with_program { Program::Script(&script) } else { Program::Missing },
             flags: "# for every service\n--debug\n--id=rack 7\n",
+            arguments: &[],
             own_network: true,
             environment: &[("OMNI_SERVICE_ACCOUNT_KEY", "top-secret"), ("HOME", "/root")],
         };
@@ -143,11 +177,35 @@ impl Running {
             .args(["sh", "-c", ROOT, "sh"])
             .envs(setup.environment.iter().copied())
             .args([&root, &the_box])
+            .args(setup.arguments)
             .stdin(Stdio::null())
             .stderr(fs::File::create(dir.path().join("init.log")).unwrap())
             .spawn()
             .unwrap();
         Some(Self { dir, unshare })
+    }
+
+    /// `path` of the box, as it is called out here.
+    pub fn path(&self, path: &str) -> PathBuf {
+        Path::new("/proc").join(self.init().to_string()).join("root").join(path)
+    }
+
+    /// What the services wrote down under this name.
+    pub fn written(&self, name: &str) -> Vec<String> {
+        lines(&self.dir.path().join("box/record").join(name))
+    }
+
+    /// Lets services see a file of this name.
+    pub fn write(&self, name: &str) {
+        fs::write(self.dir.path().join("box/record").join(name), "").unwrap();
+    }
+
+    /// The process of a service, by what init said last of it.
+    pub fn pid(&self, service: &str) -> Pid {
+        let text = format!("{service}: runs as ");
+        let log = self.log();
+        let line = log.iter().rev().find(|line| line.contains(&text)).unwrap_or_else(|| panic!("{log:#?}"));
+        self.outer(line.rsplit(' ').next().unwrap())
     }
 
     fn record(&self) -> Vec<String> {
@@ -159,7 +217,7 @@ impl Running {
         lines(&self.dir.path().join("init.log"))
     }
 
-    fn wait_for_log(&self, text: &str) {
+    pub fn wait_for_log(&self, text: &str) {
         let end = Uptime::now() + Duration::from_secs(30);
         while !self.log().iter().any(|line| line.contains(text)) {
             assert!(Uptime::now() < end, "{text:?} is not in the log:\n{}", self.log().join("\n"));
@@ -187,6 +245,11 @@ impl Running {
     /// Sends PID 1 a signal that ends the box, and awaits that.
     pub fn end(&mut self, signal: Signal) -> ExitStatus {
         kill(self.init(), signal).unwrap();
+        self.ended()
+    }
+
+    /// Awaits the end of the box.
+    pub fn ended(&mut self) -> ExitStatus {
         let end = Uptime::now() + Duration::from_secs(40);
         loop {
             if let Some(status) = self.unshare.try_wait().unwrap() {
@@ -218,26 +281,28 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 6] = ["store", "images", "provider", "dhcp", "tftp", "web"];
+const NAMES: [&str; 7] = ["net", "store", "images", "provider", "dhcp", "tftp", "web"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let before = host_mounts();
     let Some(mut running) = Running::scripted(true) else { return };
-    wait_until("all services run", || running.record().iter().filter(|line| line.starts_with("start")).count() == 6);
+    wait_until("all services run", || running.record().iter().filter(|line| line.starts_with("start")).count() == 7);
 
     let log = running.log();
     let started = |name: &str| position(&log, &format!("{name}: runs as "));
+    let ready = |name: &str| position(&log, &format!("{name}: is ready after "));
     for (name, earlier) in [("web", "store"), ("images", "store"), ("provider", "images")] {
-        assert!(started(earlier) < started(name), "{earlier} before {name}: {log:#?}");
+        assert!(ready(earlier) < started(name), "{earlier} before {name}: {log:#?}");
     }
     for name in NAMES {
         assert!(running.record().contains(&format!("start service {name} --debug --id=rack 7")), "{name}");
     }
 
-    // Powers: 10 is NET_BIND_SERVICE, 13 NET_RAW.
+    // Powers: 10 is NET_BIND_SERVICE, 12 NET_ADMIN, 13 NET_RAW, 25 SYS_TIME.
     for (name, uid, kept) in [
-        ("store", 902, 0_u64),
+        ("net", 901, 1_u64 << 12 | 1 << 13 | 1 << 25),
+        ("store", 902, 0),
         ("images", 903, 0),
         ("provider", 904, 0),
         ("dhcp", 905, 1 << 10 | 1 << 13),
@@ -248,7 +313,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         let want = format!(
             "Umask:\t0007\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t{uid}\t{uid}\t{uid}\t{uid}\nGroups:\t900 \nSigBlk:\t0000000000000000\n\
              CapInh:\t{kept:016x}\nCapPrm:\t{kept:016x}\nCapEff:\t{kept:016x}\nCapBnd:\t{kept:016x}\n\
-             CapAmb:\t{kept:016x}\nNoNewPrivs:\t1"
+             CapAmb:\t{kept:016x}\nNoNewPrivs:\t1\nSeccomp:\t2"
         );
         assert_eq!(status, want, "{name}");
         let environment = lines(&running.dir.path().join(format!("box/record/{name}.environment")));
@@ -279,7 +344,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let ended = &log[position(&log, "tftp: ended by")];
     let pause: u32 = ended.split(' ').rev().nth(1).unwrap().parse().unwrap();
     assert!((75..=125).contains(&pause), "{ended}");
-    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), 7);
+    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), 8);
 
     running.wait_for_log("reaped stray");
     wait_until("no zombie is left", || {
@@ -299,6 +364,8 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     {
         assert!(stopped(name) < stopped(later), "{name} before {later}: {record:#?}");
     }
+    // The test gives it no cgroup v2, which is said once.
+    assert!(running.log().iter().any(|line| line.contains("no cgroup v2")));
     let complaints: Vec<_> = running.log().into_iter().filter(|line| line.contains("cannot")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
     assert_eq!(host_mounts(), before, "the host's mounts are as they were");

@@ -8,7 +8,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,7 +34,8 @@ const LIFE: Duration = Duration::from_secs(40);
 const SOON: Duration = Duration::from_secs(15);
 
 /// What is killed in the second life, and from which step of any machine on.
-const KILLS: [(Step, &str); 6] = [
+const KILLS: [(Step, &str); 7] = [
+    (Step::Joining, "net"),
     // The rack was just switched on, and its firmware asks.
     (Step::Joining, "dhcp"),
     (Step::Joining, "tftp"),
@@ -104,16 +105,12 @@ impl TheBox {
         let setup = Setup {
             program: Program::Copy(env!("CARGO_BIN_EXE_pilotlight")),
             flags: &flags,
+            arguments: &[],
             own_network: false,
             environment: &[("OMNI_SERVICE_ACCOUNT_KEY", omni.service_account().key_string.reveal())],
         };
         let running = Running::start(&setup, |the_box| write_ipxe(&the_box.join("ipxe")).unwrap())?;
         Some(Self { running, omni, ports, started })
-    }
-
-    /// `path` of the box, as it is called out here.
-    fn path(&self, path: &str) -> PathBuf {
-        Path::new("/proc").join(self.running.init().to_string()).join("root").join(path)
     }
 
     /// How often init has started the service.
@@ -124,10 +121,7 @@ impl TheBox {
 
     /// The service's process, as it is called out here.
     fn pid(&self, name: &str) -> Pid {
-        let text = format!("{name}: runs as ");
-        let log = self.running.log();
-        let line = log.iter().rev().find(|line| line.contains(&text)).unwrap();
-        self.running.outer(line.rsplit(' ').next().unwrap())
+        self.running.pid(name)
     }
 
     /// What the web service says; `None` when it does not answer.
@@ -190,6 +184,9 @@ async fn every_service_is_a_process_of_its_own_and_machines_live_through_the_dea
     let Some(mut the_box) = TheBox::start().await else { return };
     let connected = |status: &Snapshot| status.omni.connected && status.omni.trouble.is_empty();
     let first = the_box.until_status("the provider is connected", connected).await;
+    let ready =
+        |status: &Snapshot| status.services.len() == SERVICES.len() && status.services.iter().all(|service| service.up);
+    the_page_shows_all_of_the_box(&the_box.until_status("all services are ready", ready).await);
     the_box.say("all services are up");
     each_service_has_its_own_user_and_only_the_provider_holds_the_key(&the_box);
 
@@ -252,6 +249,16 @@ async fn every_service_is_a_process_of_its_own_and_machines_live_through_the_dea
     the_box.omni.shutdown().await;
 }
 
+/// The page shows every process of the box, not only what the provider knows of.
+fn the_page_shows_all_of_the_box(status: &Snapshot) {
+    let shown: Vec<_> = status.services.iter().map(|service| (service.name.as_str(), service.up)).collect();
+    let all: Vec<_> = SERVICES.iter().map(|service| (service.name, true)).collect();
+    assert_eq!(shown, all, "{status:#?}");
+    let appliance = status.appliance.as_ref().unwrap();
+    assert!(appliance.services.iter().all(|service| service.pid.is_some()), "{appliance:#?}");
+    assert_eq!(appliance.previous, "the run before left no record");
+}
+
 fn each_service_has_its_own_user_and_only_the_provider_holds_the_key(the_box: &TheBox) {
     for service in SERVICES {
         let process = Path::new("/proc").join(the_box.pid(service.name).to_string());
@@ -265,12 +272,12 @@ fn each_service_has_its_own_user_and_only_the_provider_holds_the_key(the_box: &T
     }
     for name in ["store", "images", "provider"] {
         let service = SERVICES.iter().find(|service| service.name == name).unwrap();
-        let meta = fs::metadata(the_box.path(service.socket().trim_start_matches('/'))).unwrap();
+        let meta = fs::metadata(the_box.running.path(service.socket().trim_start_matches('/'))).unwrap();
         assert!(meta.file_type().is_socket(), "{name}");
         assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (service.uid, SOCKETS_GID, 0o660), "{name}");
     }
     for (path, uid) in [("store/sled/db", 902), ("images", 903), ("provider/sealing.key", 904)] {
-        let meta = fs::metadata(the_box.path("data/pilotlight").join(path)).unwrap();
+        let meta = fs::metadata(the_box.running.path("data/pilotlight").join(path)).unwrap();
         assert_eq!((meta.uid(), meta.mode() & 0o007), (uid, 0), "{path}");
     }
 }

@@ -2,17 +2,24 @@
 //! The one integration binary: a second would link the whole library again.
 
 mod agent_interop;
+mod appliance;
 mod chaos;
 mod cli;
 mod conformance;
 mod double;
 mod e2e;
 mod faults;
+mod flash;
 mod go;
 mod init;
+mod init_control;
+mod init_guard;
+mod init_machine;
 mod init_services;
 mod ipmi;
+mod journal;
 mod kill;
+mod net;
 mod netboot_dhcp;
 mod netboot_http;
 mod netboot_images;
@@ -24,10 +31,13 @@ mod omni_script;
 mod omnictl_interop;
 mod page;
 mod peers;
+mod power_cuts;
 mod raw_state;
 mod site;
+mod slots_grub;
 mod store;
 mod takeover;
 mod telemetry;
 mod tunnel;
 mod tunnel_interop;
+mod update;

@@ -140,6 +140,7 @@ fn rack(machines: usize) -> Snapshot {
             service("web", true, "port 443"),
         ],
         machines: (0..machines).map(machine).collect(),
+        appliance: None,
         counters: vec![("dhcp_offer".into(), 311), ("dhcp_not_pxe".into(), 12_031)],
     }
 }

@@ -41,7 +41,7 @@ pub fn kernel() -> Option<PathBuf> {
     kernels.pop()
 }
 
-fn version(kernel: &Path) -> Option<&str> {
+pub fn version(kernel: &Path) -> Option<&str> {
     kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")
 }
 
@@ -52,7 +52,7 @@ pub fn build(directory: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(root.join(path))?;
     }
     let kernel = kernel().context("no kernel with modules in /boot")?;
-    let modules = modules(version(&kernel).context("the kernel has no version")?)?;
+    let modules = modules(version(&kernel).context("the kernel has no version")?, MODULES)?;
     let mut order = String::new();
     for module in &modules {
         let name = module.file_name().context("a module is a file")?.to_string_lossy();
@@ -89,9 +89,9 @@ pub fn build(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// The modules with what they need, in the order to load them.
-fn modules(version: &str) -> anyhow::Result<Vec<PathBuf>> {
+pub fn modules(version: &str, names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
     let mut modules = Vec::new();
-    for module in MODULES {
+    for module in names {
         let output = Command::new("modprobe").args(["-S", version, "--show-depends", module]).output()?;
         ensure!(output.status.success(), "modprobe knows no {module} of {version}");
         let lines = String::from_utf8(output.stdout)?;
@@ -107,7 +107,7 @@ fn modules(version: &str) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 /// Copies a program to `bin/name`, and its libraries to where it looks for them.
-fn install(program: &Path, root: &Path, name: &str) -> anyhow::Result<()> {
+pub fn install(program: &Path, root: &Path, name: &str) -> anyhow::Result<()> {
     fs::copy(program, root.join("bin").join(name)).with_context(|| format!("copying {}", program.display()))?;
     // Fails for a static program, which needs none.
     let output = Command::new("ldd").arg(program).stderr(Stdio::null()).output()?;
@@ -121,7 +121,7 @@ fn install(program: &Path, root: &Path, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn find(program: &str) -> anyhow::Result<PathBuf> {
+pub fn find(program: &str) -> anyhow::Result<PathBuf> {
     let directories = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(Path::new);
     let found = directories.iter().map(|directory| directory.join(program)).find(|path| path.is_file());
     found.with_context(|| format!("{program} is missing"))

@@ -1,0 +1,76 @@
+//! What has to be there before services start: drivers, the box's own disk, /data.
+//!
+//! A process of its own, `init prepare`: a check of a large disk takes minutes, in which PID 1 goes on to listen and to
+//! feed the watchdog, and a crash of it is something that PID 1 sees. Whatever fails, it goes on: a box with a page that
+//! says what is wrong is worth more than one that stops.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::devices::Devices;
+use super::log::{Level, Log};
+use super::{disks, log, storage};
+use crate::supervise::disk::{DATA, NoDisk, Origin};
+use crate::sys::uevent::Uevents;
+use crate::time::Uptime;
+
+/// The argument that makes `init` do this.
+pub const ARGUMENT: &str = "prepare";
+/// How long the box's own disk may take to appear: sticks behind hubs need seconds.
+const DISK_LIMIT: Duration = Duration::from_secs(20);
+
+/// Loads modules, puts the own disk's partition table right and mounts /data.
+pub fn prepare() {
+    log::report_panics();
+    let log = Log::open();
+    let origin = Origin::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    // Before the first look, so that nothing is missed between a look and the wait.
+    let uevents =
+        Uevents::listen().inspect_err(|error| log.line(Level::Error, &format!("no word of devices: {error}"))).ok();
+    let mut devices = Devices::open(&log);
+    match wait_for_disk(&origin, devices.as_mut(), uevents.as_ref()) {
+        Ok(disk) => use_disk(&disk, &origin, &log),
+        Err(reason) => storage::use_memory(&format!("DEGRADED: no disk: {reason}"), &log),
+    }
+    if let Some(devices) = &mut devices {
+        devices.coldplug();
+        devices.ensure_watchdog();
+    }
+}
+
+fn wait_for_disk(
+    origin: &Origin,
+    mut devices: Option<&mut Devices<'_>>,
+    uevents: Option<&Uevents>,
+) -> Result<PathBuf, NoDisk> {
+    let end = Uptime::now() + DISK_LIMIT;
+    loop {
+        let loaded = devices.as_mut().map_or(0, |devices| devices.coldplug());
+        let found = disks::find(origin);
+        let (Err(NoDisk::NotFound | NoDisk::OnlyCopies(_)), Some(uevents)) = (&found, uevents) else { return found };
+        let left = end.since(Uptime::now());
+        if left.is_zero() {
+            return found;
+        }
+        // A driver may have shown the disk since it was looked for.
+        if loaded == 0 && uevents.wait(left).is_err() {
+            return found;
+        }
+    }
+}
+
+fn use_disk(disk: &Path, origin: &Origin, log: &Log) {
+    log.line(Level::Info, &format!("this box's disk is {}", disk.display()));
+    let partitions = match disks::repair(disk, log) {
+        Ok(partitions) => partitions,
+        Err(error) => return storage::use_memory(&format!("DEGRADED: {}: {error}", disk.display()), log),
+    };
+    let data = partitions.iter().find(|partition| partition.name == DATA);
+    match data.and_then(|data| disks::partition(disk, data.number)) {
+        Some(node) => {
+            storage::prepare(&node, origin.reset, log);
+        }
+        None => storage::use_memory("DEGRADED: the disk has no data partition", log),
+    }
+}

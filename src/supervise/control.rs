@@ -1,0 +1,163 @@
+//! What others ask of PID 1, and its answers: one datagram each, on `/run/pilotlight/init.sock`.
+//!
+//! A datagram is the version, one octet, and the value in postcard's encoding. Both sides come from one build; a foreign
+//! version is refused instead of misread.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::cmdline::Slot;
+use super::services;
+
+/// The socket's path.
+pub const SOCKET: &str = "/run/pilotlight/init.sock";
+/// The file in init's state directory that asks the next early boot to forget everything.
+pub const RESET_FLAG: &str = "factory-reset";
+/// Most octets of a request.
+pub const MAX_REQUEST: usize = 16;
+/// Most octets of an answer.
+pub const MAX_REPLY: usize = 32 * 1024;
+const VERSION: u8 = 1;
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// How the box and its services are.
+    Status,
+    /// Start the box anew.
+    Reboot,
+    /// Switch the box off.
+    PowerOff,
+    /// Start the box anew and forget everything on the way.
+    FactoryReset,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Status),
+    /// It is being done.
+    Accepted,
+    /// This user may not ask that.
+    Denied,
+    /// It can't be done, and why.
+    Failed(String),
+}
+
+/// The box, as PID 1 sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Seconds since the kernel started.
+    pub uptime: u64,
+    /// What was booted, as the boot loader said.
+    pub slot: Slot,
+    /// How the run before ended, in words.
+    pub previous: String,
+    /// Runs in a row that ended by themselves, and how many may.
+    pub in_a_row: (u8, u8),
+    /// Seconds of the hardware watchdog; `None` when there is none.
+    pub watchdog: Option<u32>,
+    /// What could not be set up as it should be, in words.
+    pub faults: Vec<String>,
+    /// Every service, in the table's order.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// A service, as PID 1 sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its process, while it runs.
+    pub pid: Option<i32>,
+    /// Whether it does its work.
+    pub ready: bool,
+    /// Whether it fails so often that it counts as broken.
+    pub degraded: bool,
+    /// Seconds since its process was started.
+    pub uptime: u64,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How its last process ended, in words; empty when none has.
+    pub last_exit: String,
+    /// Its own words on how it is.
+    pub says: String,
+    /// Octets of memory that its control group holds; `None` where there is no such group.
+    pub memory: Option<u64>,
+}
+
+/// Octets that are no request or answer of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it speaks another version")]
+pub struct Foreign;
+
+/// The octets of a request or an answer.
+pub fn encode(value: &impl Serialize) -> Vec<u8> {
+    postcard::to_extend(value, vec![VERSION]).unwrap_or_default()
+}
+
+/// What `octets` say.
+///
+/// # Errors
+///
+/// [`Foreign`].
+pub fn decode<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Foreign> {
+    match octets.split_first() {
+        Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+            Ok((value, [])) => Ok(value),
+            Ok(_) | Err(_) => Err(Foreign),
+        },
+        Some(_) | None => Err(Foreign),
+    }
+}
+
+/// Whether the user `uid` may ask `request`: root all, the page all, other services how things are, strangers nothing.
+pub fn may(uid: u32, request: Request) -> bool {
+    let service = services::SERVICES.iter().find(|service| service.uid == uid);
+    match (uid, service.map(|service| service.name), request) {
+        (0, _, _) | (_, Some("web"), _) | (_, Some(_), Request::Status) => true,
+        (_, Some(_) | None, _) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALL: [Request; 4] = [Request::Status, Request::Reboot, Request::PowerOff, Request::FactoryReset];
+
+    #[test]
+    fn only_the_page_and_root_end_the_run() {
+        for request in ALL {
+            assert!(may(0, request) && may(907, request));
+            assert_eq!(may(905, request), request == Request::Status);
+            assert!(!may(1000, request) && !may(services::SOCKETS_GID, request));
+        }
+    }
+
+    #[test]
+    fn the_octets_of_a_request_are_frozen() {
+        assert_eq!(encode(&Request::Status), [1, 0]);
+        assert_eq!(encode(&Request::FactoryReset), [1, 3]);
+        assert_eq!(decode::<Request>(&[2, 0]), Err(Foreign));
+        assert_eq!(decode::<Request>(&[1, 0, 0]), Err(Foreign));
+        assert!(ALL.iter().all(|request| encode(request).len() <= MAX_REQUEST));
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_are_a_value_or_foreign(octets in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = (decode::<Request>(&octets), decode::<Reply>(&octets));
+        }
+
+        #[test]
+        fn a_status_comes_back(previous in ".{0,50}", says in ".{0,50}", memory: Option<u64>, pid: Option<i32>) {
+            let service = ServiceStatus { name: "web".into(), says, memory, pid, ..ServiceStatus::default() };
+            let reply = Reply::Status(Status { previous, services: vec![service], ..Status::default() });
+            prop_assert_eq!(decode::<Reply>(&encode(&reply)), Ok(reply));
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! QEMU with a disk that the image was written to.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use pilotlight::time::Uptime;
+use tempfile::TempDir;
+
+use crate::peers;
+
+const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Longer than any boot takes on a loaded machine without hardware virtualization.
+const LIMIT: Duration = Duration::from_secs(300);
+
+#[derive(Clone, Copy, Debug)]
+pub enum Firmware {
+    Bios,
+    Uefi,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Bus {
+    Virtio,
+    Usb,
+    Ahci,
+    Nvme,
+}
+
+/// A machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub firmware: Firmware,
+    pub bus: Bus,
+    /// MiB.
+    pub memory: u32,
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {:?}, {} MiB", self.firmware, self.bus, self.memory)
+    }
+}
+
+/// A disk with the image, kept between runs of its machine.
+pub struct Rack {
+    directory: TempDir,
+}
+
+/// A machine that runs; its power is cut when it is dropped.
+pub struct Machine {
+    qemu: Child,
+    serial: PathBuf,
+    port: u16,
+    began: Uptime,
+}
+
+impl Rack {
+    /// `None` where there is no image or a tool is missing.
+    pub fn new() -> Option<Self> {
+        if !peers::require("qemu-system-x86_64", "qemu-system-x86") || !peers::require("sgdisk", "gdisk") {
+            return None;
+        }
+        let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/pilotlight.img");
+        let required = std::env::var_os("PILOTLIGHT_REQUIRE_PEERS").is_some_and(|value| value == "1");
+        for (file, whence) in [(image.as_path(), "just image-dev"), (Path::new(OVMF_CODE), "apt-get install ovmf")] {
+            assert!(file.is_file() || !required, "{} is required ({whence})", file.display());
+            if !file.is_file() {
+                peers::say(&format!("skipped: {} is missing ({whence})", file.display()));
+                return None;
+            }
+        }
+        let rack = Self { directory: tempfile::tempdir().unwrap() };
+        copy(&image, &rack.disk());
+        fs::copy(OVMF_VARS, rack.path("vars.fd")).unwrap();
+        Some(rack)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.path("disk.raw")
+    }
+
+    /// Another disk with the same octets.
+    pub fn copy_disk(&self) -> PathBuf {
+        copy(&self.disk(), &self.path("copy.raw"));
+        self.path("copy.raw")
+    }
+
+    pub fn octets(&self) -> u64 {
+        fs::metadata(self.disk()).unwrap().len()
+    }
+
+    /// Where the data partition begins.
+    pub fn data(&self) -> u64 {
+        let output = Command::new("sgdisk").arg("-i").arg("8").arg(self.disk()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("First sector: ")).expect("partition 8");
+        line.split(' ').next().unwrap().parse::<u64>().unwrap() * 512
+    }
+
+    pub fn overwrite(&self, at: u64, octets: u64, with: u8) {
+        let disk = File::options().write(true).open(self.disk()).unwrap();
+        disk.write_all_at(&vec![with; octets as usize], at).unwrap();
+    }
+
+    /// Has a tool that is not ours look at both partition tables.
+    pub fn verify_partitions(&self) {
+        let output = Command::new("sgdisk").arg("-v").arg(self.disk()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("No problems found"), "{text}");
+    }
+
+    pub fn power_on(&self, setup: &Setup) -> Machine {
+        self.start(setup, &[])
+    }
+
+    /// With a second disk on the same bus, before or behind the own one; the own one is booted.
+    pub fn power_on_beside(&self, setup: &Setup, copy: &Path, comes_first: bool) -> Machine {
+        let address = if comes_first { "0x4" } else { "0x1a" };
+        let drive = format!("if=none,id=copy,format=raw,file={}", copy.display());
+        let device = format!("virtio-blk-pci,drive=copy,addr={address},bootindex=9");
+        self.start(setup, &["-drive", &drive, "-device", &device])
+    }
+
+    fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
+        let serial = self.path("serial.log");
+        let _ = fs::remove_file(&serial);
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-nodefaults",
+            "-vga",
+            "std",
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-display",
+            "none",
+        ]);
+        qemu.args(["-m", &setup.memory.to_string(), "-device", "virtio-rng-pci"]);
+        qemu.arg("-serial").arg(format!("file:{}", serial.display()));
+        qemu.args(["-device", "e1000e,netdev=net,romfile="]);
+        qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:80"));
+        if let Firmware::Uefi = setup.firmware {
+            qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"));
+            qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", self.path("vars.fd").display()));
+        }
+        qemu.arg("-drive").arg(format!("if=none,id=own,format=raw,file={}", self.disk().display()));
+        let device = match setup.bus {
+            Bus::Virtio => &["-device", "virtio-blk-pci,drive=own,addr=0x10,bootindex=1"][..],
+            Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,drive=own,bootindex=1"],
+            Bus::Ahci => &["-device", "ide-hd,drive=own,bus=ide.0,bootindex=1"],
+            Bus::Nvme => &["-device", "nvme,drive=own,serial=own,bootindex=1"],
+        };
+        qemu.args(device).args(more);
+        let began = Uptime::now();
+        let qemu = qemu.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        Machine { qemu, serial, port, began }
+    }
+}
+
+impl Machine {
+    /// Waits for the web page; how long it took from power-on.
+    pub fn page(&mut self) -> Duration {
+        while !self.answers().unwrap_or(false) {
+            let taken = Uptime::now().since(self.began);
+            let ended = self.qemu.try_wait().unwrap();
+            assert!(taken < LIMIT && ended.is_none(), "no page ({ended:?}):\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Uptime::now().since(self.began)
+    }
+
+    fn answers(&self) -> io::Result<bool> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET / HTTP/1.0\r\nHost: box\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.take(1 << 20).read_to_end(&mut answer)?;
+        Ok(answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200"))
+    }
+
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.serial).unwrap_or_default()).into_owned()
+    }
+
+    pub fn expect_log(&self, text: &str) {
+        assert!(self.log().contains(text), "it does not say {text:?}:\n{}", self.log());
+    }
+
+    pub fn expect_no_log(&self, text: &str) {
+        assert!(!self.log().contains(text), "it says {text:?}:\n{}", self.log());
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+/// Keeps holes: most of the image is one.
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("--sparse=always").args([from, to]).status().unwrap();
+    assert!(copied.success());
+}

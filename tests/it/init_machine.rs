@@ -1,0 +1,210 @@
+//! The real `init` as PID 1 of a real kernel in QEMU: what a container can't show. Memory limits, the kernel's settings, the
+//! hardware watchdog, and the record of a run on a disk.
+//!
+//! One disk, three boots: a service eats all its memory, and the run ends in order; PID 1 is frozen, and the watchdog ends the
+//! run; the third tells of it. Around `init` a shell script plays those who would load modules and mount the disk.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use pilotlight::supervise::services::SERVICES;
+use pilotlight::supervise::sysctl::SYSCTLS;
+use pilotlight::time::Uptime;
+
+use crate::e2e::initramfs;
+use crate::init::lines;
+use crate::peers;
+
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "i6300esb"];
+/// One boot takes some ten seconds where nothing else runs.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// What stands in front of init, and what watches it. The kernel hands `act=` to the environment.
+const FIRST: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+exec </dev/console >/dev/console 2>&1
+for module in $(cat /modules/order); do insmod /modules/$module; done
+mkdir -p /data
+mount -t ext4 /dev/vda /data
+sh /watcher &
+exec /bin/init
+"#;
+
+const WATCHER: &str = r#"
+until [ -e /run/pilotlight/tftp/back ]; do sleep 0.2; done
+for setting in $(cat /settings); do echo "fact $setting=$(cat /proc/sys/$setting 2>/dev/null || echo absent)"; done
+for group in /sys/fs/cgroup/services/*/; do
+    echo "fact $(basename $group) $(cat $group/memory.max) $(cat $group/pids.max) $(grep '^oom_kill ' $group/memory.events)"
+done
+echo "fact hostname $(hostname)"
+echo "fact loopback $(cat /sys/class/net/lo/flags)"
+if [ "$act" = freeze ]; then
+    mkdir /sys/fs/cgroup/frozen
+    echo 1 >/sys/fs/cgroup/frozen/cgroup.procs
+    # Longer than the watchdog's time: it is fed while the loop turns.
+    sleep 15
+    echo "fact frozen"
+    echo 1 >/sys/fs/cgroup/frozen/cgroup.freeze
+    sleep 100
+fi
+kill -TERM 1
+"#;
+
+/// In the services' place. One of them asks for more than it may have, once.
+const SERVICE: &str = r#"#!/bin/sh
+trap 'exit 0' TERM
+if [ "$2" = tftp ]; then
+    if [ ! -e /run/pilotlight/tftp/hungry ]; then
+        : >/run/pilotlight/tftp/hungry
+        dd if=/dev/zero of=/dev/null bs=200M count=1
+    fi
+    : >/run/pilotlight/tftp/back
+fi
+while :; do sleep 1 & wait $!; done
+"#;
+
+fn ready() -> bool {
+    let tools = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("busybox", "busybox-static"),
+        ("modprobe", "kmod"),
+        ("mkfs.ext4", "e2fsprogs"),
+        ("cpio", "cpio"),
+        ("xz", "xz-utils"),
+    ];
+    if !tools.iter().all(|(tool, package)| peers::require(tool, package)) {
+        return false;
+    }
+    let required = std::env::var_os("PILOTLIGHT_REQUIRE_PEERS").is_some_and(|value| value == "1");
+    let found = initramfs::kernel().is_some();
+    assert!(found || !required, "a kernel in /boot is required (apt-get install linux-image-amd64)");
+    if !found {
+        peers::say("skipped: there is no kernel in /boot (apt-get install linux-image-amd64)");
+    }
+    found
+}
+
+struct Machine {
+    dir: tempfile::TempDir,
+    kernel: PathBuf,
+}
+
+impl Machine {
+    fn build() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = initramfs::kernel().unwrap();
+        let root = dir.path().join("root");
+        for path in ["bin", "modules", "proc", "sys", "dev", "tmp", "run"] {
+            fs::create_dir_all(root.join(path)).unwrap();
+        }
+        let mut order = String::new();
+        for module in initramfs::modules(initramfs::version(&kernel).unwrap(), MODULES).unwrap() {
+            let name = module.file_name().unwrap().to_string_lossy().into_owned();
+            fs::copy(&module, root.join("modules").join(&name)).unwrap();
+            if name.ends_with(".xz") {
+                assert!(Command::new("xz").arg("-d").arg(root.join("modules").join(&name)).status().unwrap().success());
+            }
+            order.push_str(&format!("{}\n", name.trim_end_matches(".xz")));
+        }
+        fs::write(root.join("modules/order"), order).unwrap();
+        initramfs::install(&initramfs::find("busybox").unwrap(), &root, "busybox").unwrap();
+        initramfs::install(Path::new(env!("CARGO_BIN_EXE_init")), &root, "init").unwrap();
+        let settings: Vec<_> = SYSCTLS.iter().map(|sysctl| sysctl.path).collect();
+        fs::write(root.join("settings"), settings.join("\n")).unwrap();
+        fs::write(root.join("watcher"), WATCHER).unwrap();
+        for (name, text) in [("init", FIRST), ("bin/pilotlight", SERVICE)] {
+            fs::write(root.join(name), text).unwrap();
+            fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let pack = "find . | cpio --quiet -o -H newc >\"$0\"";
+        let packed =
+            Command::new("sh").args(["-c", pack]).arg(dir.path().join("initramfs")).current_dir(&root).status();
+        assert!(packed.unwrap().success());
+        let disk = dir.path().join("disk");
+        fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
+        let mut mkfs = Command::new("mkfs.ext4");
+        mkfs.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").arg("-q").arg(&disk);
+        assert!(mkfs.status().unwrap().success());
+        Self { dir, kernel }
+    }
+
+    /// One run, until the machine would start anew; what the serial port said.
+    fn run(&self, name: &str, arguments: &str) -> Vec<String> {
+        let serial = self.dir.path().join(name);
+        let mut qemu = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg", "-m", "256", "-display", "none", "-nodefaults", "-no-reboot", "-net", "none"])
+            .args(["-device", "i6300esb", "-action", "watchdog=reset"])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(self.dir.path().join("initramfs"))
+            .args(["-append", &format!("console=ttyS0 panic=-1 tsc=unstable {arguments}")])
+            .arg("-drive")
+            .arg(format!("file={},if=virtio,format=raw", self.dir.path().join("disk").display()))
+            .arg("-serial")
+            .arg(format!("file:{}", serial.display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let end = Uptime::now() + LIMIT;
+        while qemu.try_wait().unwrap().is_none() {
+            if Uptime::now() > end {
+                let _ = qemu.kill();
+                let _ = qemu.wait();
+                panic!("the machine does not end:\n{}", lines(&serial).join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let octets = fs::read(&serial).unwrap();
+        String::from_utf8_lossy(&octets).lines().map(str::to_owned).collect()
+    }
+}
+
+fn says(log: &[String], text: &str) -> bool {
+    log.iter().any(|line| line.contains(text))
+}
+
+#[test]
+fn on_a_machine_memory_is_limited_settings_hold_and_the_watchdog_bites() {
+    if !ready() {
+        return;
+    }
+    let machine = Machine::build();
+
+    let log = machine.run("first", "pilotlight.slot=a pilotlight.why=committed");
+    let all = log.join("\n");
+    assert!(says(&log, "the run before left no record"), "{all}");
+    assert!(says(&log, "tftp: ended by lack of memory; starts again in "), "{all}");
+    let limits = SERVICES.iter().find(|service| service.name == "tftp").unwrap().limits;
+    let group = log.iter().find(|line| line.contains("fact tftp ")).unwrap_or_else(|| panic!("{all}"));
+    assert!(group.contains(&format!("fact tftp {} {} oom_kill ", limits.memory, limits.tasks)), "{group}");
+    assert!(!group.contains("oom_kill 0"), "{group}");
+    assert!(says(&log, &format!("fact store {}", SERVICES[0].limits.memory)), "{all}");
+    for sysctl in SYSCTLS {
+        let fact = |value: &str| says(&log, &format!("fact {}={value}", sysctl.path));
+        assert!(fact(sysctl.value) || !sysctl.expected && fact("absent"), "{sysctl}\n{all}");
+    }
+    assert!(says(&log, "fact hostname pilotlight"), "{all}");
+    assert!(says(&log, "fact loopback 0x9"), "{all}");
+    assert!(says(&log, "the run ends by reboot: asked by a signal"), "{all}");
+    assert!(!says(&log, "can't be set") && !says(&log, "cannot"), "{all}");
+
+    let log = machine.run("frozen", "pilotlight.watchdog=10 act=freeze");
+    let all = log.join("\n");
+    assert!(says(&log, "the run before ended after ") && says(&log, "by reboot, asked by a signal; "), "{all}");
+    assert!(says(&log, "tftp: signal 9") || says(&log, "tftp: code 0"), "{all}");
+    assert!(says(&log, "the hardware watchdog runs, with 10 s"), "{all}");
+    // It lived through its watchdog's time, and nobody ended it in order.
+    assert!(says(&log, "fact frozen") && !says(&log, "the run ends"), "{all}");
+
+    let log = machine.run("third", "");
+    let all = log.join("\n");
+    assert!(says(&log, "the run before ended without a word"), "{all}");
+}

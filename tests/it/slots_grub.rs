@@ -1,0 +1,304 @@
+//! The real GRUB runs `board/grub.cfg` over prepared disks and must boot, and count, what `slots::decide` says.
+//!
+//! GRUB's own emulator has the script engine, the environment blocks and the disk access of the real one, but no
+//! `linux` command; ours in its place says what it was given and whether it loads.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use pilotlight::slots::{
+    COMMITS, Choice, Commit, Copy, Decision, Hand, Records, SECTOR, Slot, TRIES_AT, Target, Try, Version, Why, decide,
+    partition,
+};
+
+use super::peers;
+
+/// The first sector of the `state` partition.
+const STATE: u64 = 8192;
+
+const LAYOUT: &str = "label: gpt\nstart=2048,size=2048\nsize=4096\nsize=2048\nsize=2048\nsize=2048\nsize=2048\n";
+
+struct Case {
+    sectors: [[u8; SECTOR]; 4],
+    loads: [bool; 3],
+}
+
+impl Case {
+    fn records(&self) -> Records {
+        let [c1, c2, t1, t2] = &self.sectors;
+        Records::decode([c1, c2], [t1, t2])
+    }
+
+    fn loads(&self, target: Target) -> bool {
+        self.loads[usize::try_from(partition_of(target) - 4).expect("4 to 6")]
+    }
+}
+
+fn partition_of(target: Target) -> u32 {
+    target.slot().map_or(6, Slot::partition)
+}
+
+/// The partition that was loaded, and the words for the kernel.
+type Loaded = (u32, Vec<String>);
+
+/// A disk and what GRUB needs beside it.
+struct Bench {
+    dir: tempfile::TempDir,
+    script: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = dir.path().join("disk.img");
+        fs::File::create(&disk).and_then(|file| file.set_len(16 << 20)).expect("a disk");
+        let mut sfdisk =
+            Command::new("sfdisk").arg("-q").arg(&disk).stdin(Stdio::piped()).spawn().expect("sfdisk starts");
+        std::io::Write::write_all(&mut sfdisk.stdin.take().expect("its input"), LAYOUT.as_bytes()).expect("the layout");
+        assert!(sfdisk.wait().expect("sfdisk ends").success());
+        fs::write(dir.path().join("device.map"), format!("(hd0) {}\n", disk.display())).expect("the device map");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("board/grub.cfg");
+        Self { dir, script }
+    }
+
+    /// Boots a disk; returns what was loaded, if anything, and the try records afterwards.
+    fn boot(&self, case: &Case) -> (Option<Loaded>, [Copy<Try>; 2]) {
+        let disk =
+            fs::OpenOptions::new().read(true).write(true).open(self.dir.path().join("disk.img")).expect("the disk");
+        let state = partition(&case.sectors[0], &case.sectors[2]);
+        disk.write_all_at(&state, STATE * SECTOR as u64).expect("the state partition");
+        for (sector, octets) in COMMITS.iter().chain(&TRIES_AT).zip(&case.sectors) {
+            disk.write_all_at(octets, (STATE + sector) * SECTOR as u64).expect("a record");
+        }
+        let loading: String =
+            (0..3u8).filter(|at| case.loads[usize::from(*at)]).map(|at| char::from(b'4' + at)).collect();
+        let harness = format!(
+            "set patience=0\n\
+             function linux {{\n  if regexp 'gpt[{loading}x]' \"$1\"; then\n    echo \"LOADS $1\"\n    \
+             for word in $*; do echo \"WORD $word\"; done\n    true\n  else\n    false\n  fi\n}}\n\
+             function initrd {{ echo BOOTS; exit; }}\n\
+             set prefix=(hd0,gpt2)/grub\n\
+             source (host){}\n",
+            self.script.display()
+        );
+        fs::write(self.dir.path().join("grub.cfg"), harness).expect("the harness");
+        let output = Command::new("timeout")
+            .args(["60", "grub-emu", "-d"])
+            .arg(self.dir.path())
+            .arg("-m")
+            .arg(self.dir.path().join("device.map"))
+            .env("TERM", "dumb")
+            .stdin(Stdio::null())
+            .output()
+            .expect("grub-emu starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let told = |prefix: &'static str| {
+            text.lines().filter_map(move |line| line.trim().strip_prefix(prefix).map(str::to_owned))
+        };
+        let loaded = told("LOADS (hd0,gpt").next().and_then(|rest| rest.split(')').next()?.parse().ok());
+        let words = told("WORD ").collect();
+        assert!(loaded.is_none() || text.contains("BOOTS"), "{text}");
+        let read = |sector| {
+            let mut octets = [0; SECTOR];
+            disk.read_exact_at(&mut octets, (STATE + sector) * SECTOR as u64).expect("a record");
+            Try::decode(&octets)
+        };
+        (loaded.map(|part| (part, words)), TRIES_AT.map(read))
+    }
+}
+
+/// What `decide` leaves of the try records, without salt and stamp, which it does not know.
+fn expected(records: &Records, decision: &Decision) -> [Copy<Try>; 2] {
+    let mut tries = records.tries.clone();
+    for (copy, record) in &decision.writes {
+        tries[*copy] = Copy::Valid(record.clone());
+    }
+    tries.map(plain)
+}
+
+fn plain(copy: Copy<Try>) -> Copy<Try> {
+    match copy {
+        Copy::Valid(record) => Copy::Valid(Try { salt: String::new(), stamp: String::new(), ..record }),
+        other => other,
+    }
+}
+
+fn check(bench: &Bench, case: &Case) {
+    let records = case.records();
+    let decision = decide(&records, Hand::Away, [true, true]);
+    let choice = decision.boots(|target| case.loads(target));
+    let (loaded, tries) = bench.boot(case);
+    let shown = format!("{records:?} loads {:?}", case.loads);
+    let said = loaded.as_ref().map(|(_, words)| words.join(" ")).unwrap_or_default();
+    let booted = pilotlight::slots::Booted::parse(&said);
+    let found = booted.as_ref().map(|booted| Choice { target: booted.target, why: booted.why, tries: booted.tries });
+    assert_eq!(found, choice, "{shown}");
+    assert_eq!(loaded.map(|(part, _)| part), choice.map(|choice| partition_of(choice.target)), "{shown}");
+    assert_eq!(tries.clone().map(plain), expected(&records, &decision), "{shown}");
+    // The stamp is told exactly when a record has it.
+    if let Some(booted) = booted {
+        assert!(booted.part.is_some(), "{shown}");
+        let kept: Vec<_> = tries.iter().filter_map(|copy| copy.valid()).map(|record| record.stamp.clone()).collect();
+        match booted.stamp {
+            Some(stamp) => assert!(kept.contains(&stamp), "{shown}: {stamp} is not among {kept:?}"),
+            None => assert!(decision.writes.is_empty(), "{shown}"),
+        }
+    }
+}
+
+/// Numbers that look random and are the same at each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+
+    fn flip(&mut self) -> bool {
+        self.below(2) == 0
+    }
+}
+
+const GARBAGE: [u8; SECTOR] = [0; SECTOR];
+
+/// The whole table: each commit record × each try record × what loads.
+fn table() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for bits in 0..4096u32 {
+        let bit = |at: u32| bits >> at & 1 == 1;
+        let slot = if bit(0) { Slot::B } else { Slot::A };
+        let commit = Commit {
+            sequence: 7,
+            slot,
+            pending: bit(1),
+            mark: Some(5),
+            peer_good: bit(2),
+            want_recovery: bit(3),
+            ..Commit::first(Version::parse("1.2.3"))
+        };
+        let tries = u8::try_from(bits >> 4 & 3).expect("two bits");
+        let boots = u8::try_from(bits >> 6 & 7).expect("three bits");
+        let record = Try { count: 98, of: Some(5), tries, boots, last: Some(slot), ..Try::first("feed".into()) };
+        let [commit, record] = [commit.encode(), record.encode()];
+        cases.push(Case { sectors: [commit, commit, record, record], loads: [bit(9), bit(10), bit(11)] });
+    }
+    cases
+}
+
+/// Copies that differ, are old, torn or garbled.
+fn damaged(count: u64) -> Vec<Case> {
+    let mut dice = Dice(0x5eed_cafe_f00d_1234);
+    let mut cases = Vec::new();
+    for _ in 0..count {
+        let commit = |dice: &mut Dice| {
+            let commit = Commit {
+                sequence: [1, 9, 10, 99, 100, Commit::LAST][usize::try_from(dice.below(6)).expect("small")],
+                slot: if dice.flip() { Slot::B } else { Slot::A },
+                pending: dice.flip(),
+                mark: [None, Some(5), Some(6)][usize::try_from(dice.below(3)).expect("small")],
+                peer_good: dice.flip(),
+                want_recovery: dice.below(4) == 0,
+                ..Commit::first(Version::parse("1.2.3-rc.1"))
+            };
+            garbled(dice, commit.encode())
+        };
+        let (c1, c2) = (commit(&mut dice), commit(&mut dice));
+        let record = |dice: &mut Dice| {
+            let small = |dice: &mut Dice, end| u8::try_from(dice.below(end)).expect("small");
+            let record = Try {
+                count: small(dice, 100),
+                of: [None, Some(5), Some(6)][usize::from(small(dice, 3))],
+                tries: small(dice, 4),
+                boots: small(dice, 8),
+                last: [None, Some(Slot::A), Some(Slot::B)][usize::from(small(dice, 3))],
+                ..Try::first("feed".into())
+            };
+            garbled(dice, record.encode())
+        };
+        let (t1, t2) = (record(&mut dice), record(&mut dice));
+        let loads = [(); 3].map(|()| dice.below(4) != 0);
+        cases.push(Case { sectors: [c1, c2, t1, t2], loads });
+    }
+    cases
+}
+
+fn garbled(dice: &mut Dice, mut sector: [u8; SECTOR]) -> [u8; SECTOR] {
+    match dice.below(8) {
+        0 => GARBAGE,
+        1 => [0xff; SECTOR],
+        2 => {
+            // Torn within the sector, which no disk should do.
+            let from = usize::try_from(dice.below(120)).expect("small");
+            sector[from..].fill(b'#');
+            sector
+        }
+        3 | 4 => {
+            let at = usize::try_from(25 + dice.below(100)).expect("small");
+            sector[at] = b"0519ab=\n\\#xz"[usize::try_from(dice.below(12)).expect("small")];
+            sector
+        }
+        _ => sector,
+    }
+}
+
+fn run(cases: &[Case]) {
+    if !peers::require("grub-emu", "grub-emu") || !peers::require("sfdisk", "fdisk") {
+        return;
+    }
+    std::thread::scope(|scope| {
+        for part in cases.chunks(cases.len().div_ceil(4)) {
+            scope.spawn(move || {
+                let bench = Bench::new();
+                part.iter().for_each(|case| check(&bench, case));
+            });
+        }
+    });
+    peers::say(&format!("slots: GRUB and the rule agree on {} disks", cases.len()));
+}
+
+fn soak() -> bool {
+    std::env::var_os("PILOTLIGHT_SOAK").is_some_and(|value| value == "1")
+}
+
+#[test]
+fn grub_boots_what_the_rule_says() {
+    // A prime step meets every field in every value.
+    run(&table().into_iter().step_by(if soak() { 1 } else { 101 }).collect::<Vec<_>>());
+}
+
+#[test]
+fn grub_and_the_rule_read_damaged_records_alike() {
+    run(&damaged(if soak() { 2000 } else { 40 }));
+}
+
+#[test]
+fn five_boots_of_a_crashing_update_are_three_tries_and_a_fallback() {
+    if !peers::require("grub-emu", "grub-emu") || !peers::require("sfdisk", "fdisk") {
+        return;
+    }
+    let bench = Bench::new();
+    let commit = Commit { pending: true, mark: Some(1), ..Commit::first(None) };
+    let [commit, record] = [commit.encode(), Try::first("feed".into()).encode()];
+    let mut case = Case { sectors: [commit, commit, record, record], loads: [true; 3] };
+    let mut told = Vec::new();
+    let mut stamps = std::collections::BTreeSet::new();
+    for _ in 0..5 {
+        let (loaded, tries) = bench.boot(&case);
+        let (_, words) = loaded.expect("it boots");
+        let booted = pilotlight::slots::Booted::parse(&words.join(" ")).expect("GRUB says what");
+        told.push((booted.target, booted.why, booted.tries));
+        stamps.insert(booted.stamp.expect("the disk takes it"));
+        for (sector, copy) in case.sectors[2..].iter_mut().zip(&tries) {
+            *sector = copy.valid().expect("GRUB wrote it").encode();
+        }
+    }
+    let (a, b) = (Target::Slot(Slot::A), Target::Slot(Slot::B));
+    let tried = [1, 2, 3].map(|tries| (b, Why::Pending, tries));
+    assert_eq!(told, [tried.as_slice(), &[(a, Why::Fallback, 3); 2]].concat());
+    assert_eq!(stamps.len(), 5, "no two boots have one stamp");
+}
