@@ -22,6 +22,8 @@ use crate::time::UnixTime;
 
 /// Omni looks for expired keys this often.
 const PRUNED_EVERY: Duration = Duration::from_secs(600);
+/// More keys than this never wait to be confirmed.
+const MAX_UNCONFIRMED: usize = 64;
 /// The owner of keys.
 const KEY_OWNER: &str = "KeyPrunerController";
 /// At the end of the address of every service account.
@@ -115,6 +117,12 @@ impl Accounts {
         }
         self.state.put(own, |_| ())?;
         Ok(user_id)
+    }
+
+    /// Whether no further key may be registered before some are confirmed: anybody can bring one.
+    pub(super) fn is_full(&self) -> bool {
+        let unconfirmed = |stored: &Resource| stored.decode::<PublicKeySpec>().is_ok_and(|spec| !spec.confirmed);
+        self.state.list(&public_keys()).iter().filter(|stored| unconfirmed(stored)).count() >= MAX_UNCONFIRMED
     }
 
     /// Stores a key that its user has yet to confirm; one that is there already stays as it is.

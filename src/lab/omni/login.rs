@@ -107,6 +107,9 @@ impl auth_service_server::AuthService for Login {
         let mut asked = request.into_inner();
         let email = asked.identity.take().unwrap_or_default().email.to_lowercase();
         let (id, new) = read(asked.public_key.take(), UnixTime::now())?;
+        if self.accounts.is_full() {
+            return Err(Status::resource_exhausted("too many keys wait to be confirmed"));
+        }
         // Who names a stranger is told the same: nobody learns who has an account.
         if let Some((role, user_id)) = self.key_of(&asked, &email)? {
             self.accounts.propose(&id, &email, &user_id, role, new);

@@ -146,7 +146,8 @@ pub fn right(role: Role, kind: &Kind) -> Result<Right, Denied> {
         (NAMESPACE_DEFAULT, "InfraMachineBMCConfigs" | "JoinTokens" | "DefaultJoinTokens") => {
             at_least(Role::Admin, Right::Write)
         }
-        (NAMESPACE_DEFAULT, "InfraMachineConfigs" | "MachineRequestSets" | "ConfigPatches") => {
+        (NAMESPACE_DEFAULT, "JoinTokenUsages" | "NodeUniqueTokens") => at_least(Role::Admin, Right::Read),
+        (NAMESPACE_DEFAULT, "InfraMachineConfigs" | "MachineRequestSets" | "MachineClasses" | "ConfigPatches") => {
             write_from(Role::Operator)
         }
         _ => at_least(Role::Reader, Right::Read),
