@@ -181,7 +181,8 @@ fn parse(config: &str) -> Result<Join, NoJoin> {
 }
 
 impl Join {
-    /// From an `apiUrl`, or from what [`Self::to_api_url`] makes of it, such as `grpc://10.0.0.1:8090?jointoken=v2%3A…` (contract omni-wire.md section 7.2).
+    /// From an `apiUrl`, or from what an installation keeps of it, such as
+    /// `grpc://10.0.0.1:8090?jointoken=v2%3A…` (contract omni-wire.md section 7.2).
     ///
     /// # Errors
     ///
