@@ -4,6 +4,7 @@
 //! `pilotlight service NAME` runs one, and reaches the others over their sockets. Both wire the same pieces.
 
 mod alive;
+mod console;
 mod core;
 mod health;
 pub mod net;
@@ -70,6 +71,8 @@ pub enum ServiceName {
     Images,
     /// Serves the status page.
     Web,
+    /// Shows the box on its screen and serial lines, and takes what is typed there.
+    Console,
 }
 
 impl ServiceName {
@@ -88,6 +91,7 @@ impl ServiceName {
             Self::Tftp => "tftp",
             Self::Images => "images",
             Self::Web => "web",
+            Self::Console => "console",
         }
     }
 }
@@ -156,6 +160,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
     let store = || -> Arc<dyn Store> { Arc::new(StoreClient::connect(&socket(run_dir, "store"))) };
     match name {
         ServiceName::Net => net::start(&config, &mut running)?,
+        ServiceName::Console => console::start(&config, &mut running),
         ServiceName::Store => {
             let sled = Arc::new(open_store(&state)?);
             let listener = ipc::bind(&socket(run_dir, "store")).context("store socket")?;
@@ -192,7 +197,10 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             };
             let snapshots = core::start(parts, &mut running).await?;
             let listener = ipc::bind(&socket(run_dir, "provider")).context("provider socket")?;
-            running.spawn("status", peers::serve_status(listener, allowed(&["web"]), snapshots, cancel.clone()));
+            running.spawn(
+                "status",
+                peers::serve_status(listener, allowed(&["web", "console"]), snapshots, cancel.clone()),
+            );
         }
         ServiceName::Dhcp => {
             let advertise = advertise(&config)?;

@@ -19,6 +19,7 @@ mod record;
 mod seed;
 mod source;
 mod storage;
+mod terminals;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
@@ -145,7 +146,6 @@ impl Init {
         let signals = Signals::take(&SIGNALS)?;
         self.feed(Event::Boot);
         crash::open_log();
-        self.listen();
         loop {
             self.wait(&signals)?;
             self.feed_watchdog();
@@ -170,7 +170,7 @@ impl Init {
         }
     }
 
-    /// Opens what others talk to. What can't be opened is said; the box runs without.
+    /// Opens what others talk to, once its directory is there. What can't be opened is said; the box runs without.
     fn listen(&mut self) {
         match control::Control::open() {
             Ok(control) => self.control = Some(control),
@@ -273,6 +273,9 @@ impl Init {
                 }
                 Err(error) => Reply::Failed(format!("the wish can't be kept: {error}")),
             },
+            Request::Recovery | Request::Normal | Request::Withdraw(_) | Request::Try { .. } | Request::Choose(_) => {
+                Reply::Refused("this build does not write slot records yet".to_owned())
+            }
         });
         self.control = Some(control);
         for (ending, uid) in wishes {

@@ -13,7 +13,9 @@ use nix::sys::signal::Signal as Number;
 use super::cgroups::{self, Group};
 use super::log::{Level, Log};
 use super::logging::Logging;
-use super::{Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed};
+use super::{
+    Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed, terminals,
+};
 use crate::config;
 use crate::secret::Secret;
 use crate::supervise::cmdline::{MAX_LINE, Parameters, words};
@@ -60,6 +62,7 @@ impl Init {
                 }
             }
             Action::ListenToServices => {
+                self.listen();
                 let (notify, failed) = notify::Notify::open(SERVICES);
                 for (service, error) in failed {
                     self.fault(&format!("{service} can't say that it is well: {error}"));
@@ -170,6 +173,10 @@ impl Init {
     fn spawn(&mut self, service: &Service) -> Event {
         self.settle();
         let (log, parameters) = (&self.log, &self.parameters);
+        // In a container, screens and lines are another's.
+        if service.terminals && self.place == Place::Machine {
+            terminals::hand_over(service.uid, log);
+        }
         let (program, flags) = self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags)));
         let fixed = service.args().map(str::to_owned);
         let args: Vec<_> = fixed.into_iter().chain(flags.iter().cloned()).collect();

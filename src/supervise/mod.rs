@@ -22,6 +22,7 @@ pub mod services;
 pub mod shutdown;
 pub mod storage;
 pub mod sysctl;
+pub mod terminals;
 #[cfg(test)]
 mod transcripts;
 
