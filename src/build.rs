@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "omni.proto",
         "provider.proto",
         "management.proto",
+        "auth.proto",
         "tunnel.proto",
         "agent.proto",
         "siderolink.proto",
