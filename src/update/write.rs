@@ -131,16 +131,21 @@ pub fn write(
     for pass in 0..=PASSES {
         missing = absent(manifest, slot)?;
         match missing.first() {
-            None => return Ok(()),
+            None => {
+                progress(manifest.size);
+                return Ok(());
+            }
             Some(_) if pass == PASSES => break,
             Some(_) => {}
         }
         erase_head(manifest, slot)?;
+        let mut report = |left: &[usize]| progress(manifest.held_without(left));
+        report(&missing);
         let body: Vec<_> = missing.iter().copied().filter(|index| *index != 0).collect();
-        fetch(manifest, &body, source, slot, progress)?;
+        fetch(manifest, &body, source, slot, &mut |left| report(&[&[0], left].concat()))?;
         // The head comes last: until then the slot does not load.
         if absent(manifest, slot)? == [0] {
-            fetch(manifest, &[0], source, slot, progress)?;
+            fetch(manifest, &[0], source, slot, &mut report)?;
         }
     }
     Err(Failed::NotKept { at: missing.first().map_or(0, |index| manifest.place(*index).0) })
@@ -176,8 +181,9 @@ fn fetch(
     chunks: &[usize],
     source: &mut impl Source,
     slot: &mut impl Blocks,
-    progress: &mut dyn FnMut(u64),
+    left: &mut dyn FnMut(&[usize]),
 ) -> Result<(), Failed> {
+    let mut done = 0;
     // Each run of chunks is one request.
     for run in chunks.chunk_by(|one, next| one + 1 == *next) {
         let at = run.first().map_or(0, |index| manifest.place(*index).0);
@@ -200,7 +206,8 @@ fn fetch(
                 flush(slot)?;
                 slot.write(at, first).map_err(|source| Failed::Device { doing: "write", at, source })?;
             }
-            progress(at + length as u64);
+            done += 1;
+            left(chunks.get(done..).unwrap_or_default());
         }
     }
     flush(slot)
