@@ -220,6 +220,12 @@ pub struct OwnFlags {
     /// Most octets of boot images to keep
     #[arg(long, default_value = "21474836480")]
     pub image_cache_size: u64,
+    /// A public key that updates may be signed by, beside those built in: 64 hexadecimal digits; may be given again
+    #[arg(long, value_name = "KEY")]
+    pub update_key: Vec<String>,
+    /// Directory that a stick is mounted at, for updates that it brings
+    #[arg(long, default_value = "/run/pilotlight/stick")]
+    pub update_stick_path: PathBuf,
 }
 
 /// Everything `pilotlight provider` and each service takes.

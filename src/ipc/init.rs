@@ -19,15 +19,22 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// seconds, `InvalidData` when it is of another version.
 pub async fn ask(request: Request) -> io::Result<Reply> {
     // The runtime knows no sockets of this type.
-    tokio::task::spawn_blocking(move || ask_at(Path::new(SOCKET), request)).await.map_err(io::Error::other)?
+    let asked = tokio::task::spawn_blocking(move || ask_at(Path::new(SOCKET), &request, PATIENCE));
+    asked.await.map_err(io::Error::other)?
 }
 
-fn ask_at(path: &Path, request: Request) -> io::Result<Reply> {
+/// Asks `request` at the socket `path` and blocks for the answer, `patience` long: what has to reach a slow medium first
+/// takes its time.
+///
+/// # Errors
+///
+/// As those of [`ask`].
+pub fn ask_at(path: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience))?;
     socket.set_write_timeout(Some(PATIENCE))?;
     socket.connect(&SockAddr::unix(path)?)?;
-    socket.send(&encode(&request))?;
+    socket.send(&encode(request))?;
     let mut octets = vec![0; MAX_REPLY];
     let length = io::Read::read(&mut &socket, &mut octets)?;
     octets.truncate(length);

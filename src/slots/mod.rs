@@ -52,6 +52,7 @@ mod layout;
 #[cfg(test)]
 mod model;
 mod record;
+mod standing;
 mod version;
 
 use std::fmt;
@@ -61,6 +62,7 @@ pub use decide::{Choice, Decision, Hand, TRIES, decide};
 pub use environment::SECTOR;
 pub use layout::{COMMITS, STATE_SECTORS, TRIES_AT, partition};
 pub use record::{Commit, Copy, Failed, Records, Try};
+pub use standing::Standing;
 pub use version::{NoVersion, Version};
 
 /// One of the two slots that updates take turns in.

@@ -48,6 +48,8 @@ pub enum Request {
     },
     /// Trust this slot: no record tells which one is good.
     Choose(slots::Slot),
+    /// Which slot may be written.
+    Slots,
 }
 
 /// What is answered.
@@ -65,6 +67,8 @@ pub enum Reply {
     Done,
     /// The rules or the medium do not allow it, and why; nothing has changed.
     Refused(String),
+    /// To [`Request::Slots`].
+    Slots(slots::Standing),
 }
 
 /// The box, as PID 1 sees it.
@@ -149,7 +153,7 @@ fn is_duty(service: &str, request: &Request) -> bool {
         Request::PowerOff | Request::FactoryReset | Request::Recovery | Request::Normal | Request::Choose(_) => {
             matches!(service, "web" | "console")
         }
-        Request::Withdraw(_) | Request::Try { .. } => service == "update",
+        Request::Withdraw(_) | Request::Try { .. } | Request::Slots => service == "update",
     }
 }
 
@@ -159,7 +163,7 @@ mod tests {
 
     use super::*;
 
-    fn all() -> [Request; 9] {
+    fn all() -> [Request; 10] {
         let longest = slots::Version::parse(&format!("1.2.3-{}", "x".repeat(34))).unwrap();
         [
             Request::Status,
@@ -171,13 +175,14 @@ mod tests {
             Request::Withdraw(slots::Slot::A),
             Request::Try { slot: slots::Slot::B, version: longest, asked: true },
             Request::Choose(slots::Slot::B),
+            Request::Slots,
         ]
     }
 
     #[test]
     fn who_may_ask_what() {
         for request in all() {
-            let of_slots = matches!(request, Request::Withdraw(_) | Request::Try { .. });
+            let of_slots = matches!(request, Request::Withdraw(_) | Request::Try { .. } | Request::Slots);
             assert!(may(0, &request));
             assert_eq!(may(907, &request), !of_slots, "{request:?}");
             assert_eq!(is_duty("console", &request), !of_slots, "{request:?}");

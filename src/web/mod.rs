@@ -6,6 +6,8 @@
 pub mod guard;
 mod live;
 mod metrics;
+mod multipart;
+pub mod update;
 mod view;
 
 use std::sync::Arc;

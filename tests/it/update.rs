@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::process::Command;
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
-use pilotlight::slots::{Commit, SECTOR, Version};
+use pilotlight::slots::{Failed as FailedVersions, SECTOR, Version};
 use pilotlight::update::{Blocks, Bundle, Failed, KeyId, Manifest, Refused, Source, Terms, open, sign, write};
 
 use super::peers;
@@ -35,14 +35,14 @@ fn manifest() -> Manifest {
 /// Opens and checks it on a box that runs `running`, with these terms changed.
 fn offer(octets: &[u8], running: &str, change: impl FnOnce(&mut Terms<'_>)) -> Result<Bundle, Refused> {
     let (_, public) = key();
-    let (running, mut commit) = (version(running), Commit::first(None));
-    commit.failed.push(version("1.3.0"));
+    let (running, mut failed) = (version(running), FailedVersions::default());
+    failed.push(version("1.3.0"));
     let keys = [public];
     let mut terms = Terms {
         keys: &keys,
         compatible: "pilotlight-x86_64",
         running: &running,
-        commit: &commit,
+        failed: &failed,
         slot: 1 << 20,
         downgrade: false,
         again: false,
@@ -73,6 +73,8 @@ fn a_bundle_is_taken_or_refused_by_name() {
     ));
     assert!(matches!(offer(&good, "1.2.1", |_| {}), Err(Refused::Downgrade { .. })));
     offer(&good, "1.2.1", |terms| terms.downgrade = true).expect("it was asked for");
+    assert!(matches!(offer(&good, "1.2.0", |_| {}), Err(Refused::Runs(_))));
+    offer(&good, "1.2.0", |terms| terms.again = true).expect("it was asked for");
     assert!(matches!(offer(&good, "0.9.0", |_| {}), Err(Refused::BelowMinimum { .. })));
     assert!(matches!(offer(&good, "1.1.0", |terms| terms.slot = 39_999), Err(Refused::TooLarge { .. })));
     let failed = signed(&Manifest { version: version("1.3.0"), ..manifest() }, &private, &[]);
