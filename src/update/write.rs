@@ -170,9 +170,14 @@ fn holds(manifest: &Manifest, index: usize, slot: &mut impl Blocks) -> Result<bo
 }
 
 fn erase_head(manifest: &Manifest, slot: &mut impl Blocks) -> Result<(), Failed> {
-    let length = manifest.place(0).1.min(HEAD);
-    slot.write(0, &vec![0; length]).map_err(|source| Failed::Device { doing: "write", at: 0, source })?;
-    flush(slot)
+    let zeros = vec![0; manifest.place(0).1.min(HEAD)];
+    let (first, rest) = zeros.split_at(SECTOR.min(zeros.len()));
+    // The sector that makes the slot load goes alone: a cut must not leave it before a rest that is half erased.
+    for (at, octets) in [(0, first), (first.len() as u64, rest)] {
+        slot.write(at, octets).map_err(|source| Failed::Device { doing: "write", at, source })?;
+        flush(slot)?;
+    }
+    Ok(())
 }
 
 /// Reads these chunks, in order, and writes each that is the one signed.

@@ -281,13 +281,15 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 7] = ["net", "store", "images", "provider", "dhcp", "tftp", "web"];
+const NAMES: [&str; 8] = ["net", "store", "images", "provider", "dhcp", "tftp", "web", "update"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let before = host_mounts();
     let Some(mut running) = Running::scripted(true) else { return };
-    wait_until("all services run", || running.record().iter().filter(|line| line.starts_with("start")).count() == 7);
+    wait_until("all services run", || {
+        running.record().iter().filter(|line| line.starts_with("start")).count() == NAMES.len()
+    });
 
     let log = running.log();
     let started = |name: &str| position(&log, &format!("{name}: runs as "));
@@ -308,6 +310,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("dhcp", 905, 1 << 10 | 1 << 13),
         ("tftp", 906, 1 << 10),
         ("web", 907, 1 << 10),
+        ("update", 908, 0),
     ] {
         let status = lines(&running.dir.path().join(format!("box/record/{name}.status"))).join("\n");
         let want = format!(
@@ -344,7 +347,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let ended = &log[position(&log, "tftp: ended by")];
     let pause: u32 = ended.split(' ').rev().nth(1).unwrap().parse().unwrap();
     assert!((75..=125).contains(&pause), "{ended}");
-    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), 8);
+    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), NAMES.len() + 1);
 
     running.wait_for_log("reaped stray");
     wait_until("no zombie is left", || {

@@ -300,6 +300,46 @@ fn a_cut_while_an_update_is_written_leaves_a_slot_that_is_whole_or_does_not_load
     ));
 }
 
+/// The slot held another whole system, the line broke at any octet, and the download was taken up again: at each moment
+/// of all that, either system is whole where its head is there.
+#[test]
+fn a_cut_while_a_broken_download_is_taken_up_leaves_no_torn_system_that_loads() {
+    let soak = std::env::var_os("PILOTLIGHT_SOAK").is_some_and(|value| value == "1");
+    let mut dice = Dice(0x5eed_0fa1_10f5_0115);
+    let new = image(40_000);
+    let old: Vec<u8> = new.iter().map(|octet| octet ^ 0x55).collect();
+    let mut counts = [0usize; 3];
+    for _ in 0..if soak { 60 } else { 4 } {
+        let mut slot = Slot::new(65_536);
+        let manifest_of_old = Manifest::of("pilotlight-x86_64", version("1.1.0"), None, &old, 4096);
+        write(&manifest_of_old, &mut Origin::new(old.clone()), &mut slot, &mut |_| {}).expect("all is well");
+        let before = slot.disk.now.clone();
+        slot.disk.log.clear();
+        let left = dice.below(new.len());
+        assert!(matches!(put(&mut Origin { left, ..Origin::new(new.clone()) }, &mut slot), Err(Failed::Source { .. })));
+        put(&mut Origin::new(new.clone()), &mut slot).expect("the line holds");
+        assert!(whole(&slot.disk.now, &new));
+        for state in crashes(&before, &slot.disk.log, true, &mut dice) {
+            let found = [&old, &new].map(|image| (loads(&state, image), whole(&state, image)));
+            assert!(found.iter().all(|(loads, whole)| !loads || *whole), "a torn system loads");
+            counts[match found {
+                [(true, _), _] => 0,
+                [_, (true, _)] => 1,
+                _ => 2,
+            }] += 1;
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() >= 500, "{counts:?}");
+    peers::say(&format!(
+        "power cuts, update over another system with a break: {} states with flushes honoured: {} old and whole, {} new and \
+         whole, {} do not load",
+        counts.iter().sum::<usize>(),
+        counts[0],
+        counts[1],
+        counts[2]
+    ));
+}
+
 #[test]
 fn the_command_makes_what_it_inspects() {
     let dir = tempfile::tempdir().expect("a directory");
