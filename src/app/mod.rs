@@ -39,7 +39,7 @@ use crate::store::sled_store::SledStore;
 use crate::store::socket::StoreClient;
 use crate::telemetry::{Counters, Limit, Pulse};
 use crate::time::{UnixTime, Uptime};
-use crate::{ipc, supervise, sys, update, web};
+use crate::{ipc, slots, supervise, sys, update, web};
 use peers::{ImagesClient, StoreIndex};
 
 /// How long services may take to end before the process leaves without them. The supervisor kills later than that, so
@@ -230,6 +230,8 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let setup = update::service::Setup {
                 keys: update::keys::trusted(&config.update.keys),
                 compatible: update::service::compatible(),
+                own: slots::Version::parse(env!("CARGO_PKG_VERSION")).context("this program has no version")?,
+                disk: config.update.disk.clone(),
                 init: run_dir.join("init.sock"),
                 stick: config.update.stick.clone(),
                 state,

@@ -100,6 +100,8 @@ pub struct OmniConfig {
 pub struct UpdateConfig {
     /// Keys that are trusted beside those built in.
     pub keys: Vec<VerifyingKey>,
+    /// Where the slots of the box's own disk are.
+    pub disk: PathBuf,
     /// Where a stick is mounted.
     pub stick: PathBuf,
 }
@@ -325,7 +327,7 @@ impl Config {
             clear_passwords: own.bmc_passwords_in_clear,
             image_cache_size: own.image_cache_size,
             manage_network: own.manage_network,
-            update: UpdateConfig { keys, stick: own.update_stick_path.clone() },
+            update: UpdateConfig { keys, disk: own.update_disk_path.clone(), stick: own.update_stick_path.clone() },
             notices,
         })
     }

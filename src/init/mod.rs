@@ -300,6 +300,8 @@ impl Init {
             watchdog: self.watchdog.timeout().and_then(|timeout| u32::try_from(timeout.as_secs()).ok()),
             faults: self.faults.clone(),
             services,
+            recovery: false,
+            records: None,
         }
     }
 

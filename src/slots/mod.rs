@@ -52,7 +52,6 @@ mod layout;
 #[cfg(test)]
 mod model;
 mod record;
-mod standing;
 mod version;
 
 use std::fmt;
@@ -62,7 +61,6 @@ pub use decide::{Choice, Decision, Hand, TRIES, decide};
 pub use environment::SECTOR;
 pub use layout::{COMMITS, STATE_SECTORS, TRIES_AT, partition};
 pub use record::{Commit, Copy, Failed, Records, Try};
-pub use standing::Standing;
 pub use version::{NoVersion, Version};
 
 /// One of the two slots that updates take turns in.

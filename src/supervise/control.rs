@@ -48,8 +48,6 @@ pub enum Request {
     },
     /// Trust this slot: no record tells which one is good.
     Choose(slots::Slot),
-    /// Which slot may be written.
-    Slots,
 }
 
 /// What is answered.
@@ -67,8 +65,6 @@ pub enum Reply {
     Done,
     /// The rules or the medium do not allow it, and why; nothing has changed.
     Refused(String),
-    /// To [`Request::Slots`].
-    Slots(slots::Standing),
 }
 
 /// The box, as PID 1 sees it.
@@ -88,6 +84,27 @@ pub struct Status {
     pub faults: Vec<String>,
     /// Every service, in the table's order.
     pub services: Vec<ServiceStatus>,
+    /// Whether this is recovery: the box does nothing for its machines.
+    pub recovery: bool,
+    /// What the slot records say; `None` where there are none, or nobody has read them yet.
+    pub records: Option<SlotRecords>,
+}
+
+/// What the slot records say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRecords {
+    /// The slot that proved itself.
+    pub committed: slots::Slot,
+    /// The slot that is on trial, now or from the next boot.
+    pub pending: Option<slots::Slot>,
+    /// What slots A and B hold, as far as is known.
+    pub versions: [Option<slots::Version>; 2],
+    /// Versions that failed their trial, oldest first.
+    pub failed: Vec<slots::Version>,
+    /// Whether recovery is booted next.
+    pub want_recovery: bool,
+    /// How the trial of what runs stands, in words; empty when it has nothing to prove.
+    pub trial: String,
 }
 
 /// A service, as PID 1 sees it.
@@ -153,7 +170,7 @@ fn is_duty(service: &str, request: &Request) -> bool {
         Request::PowerOff | Request::FactoryReset | Request::Recovery | Request::Normal | Request::Choose(_) => {
             matches!(service, "web" | "console")
         }
-        Request::Withdraw(_) | Request::Try { .. } | Request::Slots => service == "update",
+        Request::Withdraw(_) | Request::Try { .. } => service == "update",
     }
 }
 
@@ -163,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    fn all() -> [Request; 10] {
+    fn all() -> [Request; 9] {
         let longest = slots::Version::parse(&format!("1.2.3-{}", "x".repeat(34))).unwrap();
         [
             Request::Status,
@@ -175,14 +192,13 @@ mod tests {
             Request::Withdraw(slots::Slot::A),
             Request::Try { slot: slots::Slot::B, version: longest, asked: true },
             Request::Choose(slots::Slot::B),
-            Request::Slots,
         ]
     }
 
     #[test]
     fn who_may_ask_what() {
         for request in all() {
-            let of_slots = matches!(request, Request::Withdraw(_) | Request::Try { .. } | Request::Slots);
+            let of_slots = matches!(request, Request::Withdraw(_) | Request::Try { .. });
             assert!(may(0, &request));
             assert_eq!(may(907, &request), !of_slots, "{request:?}");
             assert_eq!(is_duty("console", &request), !of_slots, "{request:?}");

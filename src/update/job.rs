@@ -9,10 +9,11 @@ use ed25519_dalek::VerifyingKey;
 
 use super::fetch::Remote;
 use super::protocol::Asked;
+use super::standing::{NoSlot, Standing};
 use super::stick::OnStick;
 use super::upload::{Parts, Upload};
 use super::{Bundle, Failed, Refused, SlotDevice, Source, Terms, open, write};
-use crate::slots::{Failed as FailedBefore, Slot, Standing, Version};
+use crate::slots::{Slot, Version};
 use crate::supervise::control::{Reply, Request};
 
 /// Where a bundle comes from.
@@ -37,6 +38,9 @@ pub enum NoUpdate {
     /// Init can't be asked.
     #[error("init does not answer")]
     Init(#[source] io::Error),
+    /// No slot may be written.
+    #[error(transparent)]
+    NoSlot(#[from] NoSlot),
     /// Init says no.
     #[error("{0}")]
     Forbidden(String),
@@ -65,6 +69,10 @@ pub struct Terminal<'a> {
     pub keys: &'a [VerifyingKey],
     /// What kind of box this is.
     pub compatible: &'a str,
+    /// The version of this very program.
+    pub own: &'a Version,
+    /// Where the partitions of the box's own disk have their names.
+    pub disk: &'a Path,
     /// What a person asked for besides.
     pub asked: Asked,
     /// Asks init.
@@ -80,8 +88,8 @@ impl Terminal<'_> {
     ///
     /// [`NoUpdate`]; what runs and what is committed were not touched.
     pub fn run(&self, from: From, report: &mut dyn Report) -> Result<Slot, NoUpdate> {
-        let standing = match (self.init)(Request::Slots).map_err(NoUpdate::Init)? {
-            Reply::Slots(standing) => standing,
+        let standing = match (self.init)(Request::Status).map_err(NoUpdate::Init)? {
+            Reply::Status(status) => Standing::of(&status, self.own)?,
             other => return Err(forbidden(other)),
         };
         match from {
@@ -105,13 +113,11 @@ impl Terminal<'_> {
 
     fn check(&self, reader: &mut impl Read, standing: &Standing, report: &mut dyn Report) -> Result<Bundle, NoUpdate> {
         let bundle = open(reader, self.keys)?;
-        let mut failed = FailedBefore::default();
-        standing.failed.iter().cloned().for_each(|version| failed.push(version));
         let terms = Terms {
             keys: self.keys,
             compatible: self.compatible,
             running: &standing.running,
-            failed: &failed,
+            failed: &standing.failed,
             // The device itself says how large it is, once it may be opened.
             slot: u64::MAX,
             downgrade: self.asked.downgrade,
@@ -131,7 +137,7 @@ impl Terminal<'_> {
     ) -> Result<Slot, NoUpdate> {
         let slot = standing.slot;
         self.ask(Request::Withdraw(slot))?;
-        let device = SlotDevice::open(Path::new(&standing.device));
+        let device = SlotDevice::open(&self.disk.join(format!("slot-{}", slot.letter())));
         let mut device = device.map_err(|source| NoUpdate::Slot { slot, source })?;
         write(&bundle.manifest, source, &mut device, &mut |held| report.held(held))?;
         let asked = self.asked.downgrade || self.asked.again;
@@ -151,8 +157,6 @@ fn forbidden(reply: Reply) -> NoUpdate {
     NoUpdate::Forbidden(match reply {
         Reply::Refused(why) | Reply::Failed(why) => why,
         Reply::Denied => "init does not let this service change slots".to_owned(),
-        Reply::Status(_) | Reply::Slots(_) | Reply::Accepted | Reply::Done => {
-            "init answers another question".to_owned()
-        }
+        Reply::Status(_) | Reply::Accepted | Reply::Done => "init answers another question".to_owned(),
     })
 }

@@ -34,6 +34,7 @@ mod manifest;
 pub mod protocol;
 mod retry;
 pub mod service;
+mod standing;
 mod stick;
 mod upload;
 mod wish;

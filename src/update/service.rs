@@ -39,6 +39,10 @@ pub struct Setup {
     pub keys: Vec<VerifyingKey>,
     /// What kind of box this is.
     pub compatible: String,
+    /// The version of this very program.
+    pub own: Version,
+    /// Where the partitions of the box's own disk have their names.
+    pub disk: PathBuf,
     /// Init's control socket.
     pub init: PathBuf,
     /// Where a stick is mounted.
@@ -255,9 +259,9 @@ impl Updates {
     }
 
     fn run(&self, source: From, asked: Asked) -> Result<Slot, NoUpdate> {
-        let Setup { keys, compatible, init, .. } = &self.0.setup;
+        let Setup { keys, compatible, own, disk, init, .. } = &self.0.setup;
         let ask = |request| ipc::init::ask_at(init, &request, INIT);
-        Terminal { keys, compatible, asked, init: &ask }.run(source, &mut self.clone())
+        Terminal { keys, compatible, own, disk, asked, init: &ask }.run(source, &mut self.clone())
     }
 
     fn end(&self, outcome: Result<Slot, NoUpdate>, asked: Asked, stop: &CancellationToken) {

@@ -25,7 +25,7 @@ fn fetch(url: String) -> Request {
 
 /// What init is asked when all goes well.
 fn in_order(new: &str) -> [Asked; 3] {
-    [Asked::Slots, Asked::Withdraw(Slot::B), Asked::Try { slot: Slot::B, version: version(new), asked: false }]
+    [Asked::Status, Asked::Withdraw(Slot::B), Asked::Try { slot: Slot::B, version: version(new), asked: false }]
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn what_is_not_for_this_box_is_refused_by_name_and_written_nowhere() {
         let job = the_box.until(|job| job.ended()).await;
         assert!(matches!(&job.phase, Phase::Failed(why) if why.contains(reason)), "{reason}: {:?}", job.phase);
     }
-    assert!(the_box.asked().iter().all(|asked| *asked == Asked::Slots), "{:?}", the_box.asked());
+    assert!(the_box.asked().iter().all(|asked| *asked == Asked::Status), "{:?}", the_box.asked());
     assert_eq!((the_box.slot_a(), the_box.slot_b(300_000)), (a.clone(), b), "nothing was written");
 
     // What is wrong with the image shows while it is written: the slot does not load then.

@@ -12,9 +12,10 @@ use std::time::Duration;
 use ed25519_dalek::SigningKey;
 use http::request::Parts;
 use pilotlight::netboot::serve;
-use pilotlight::slots::{Slot, Standing, Version};
+use pilotlight::slots::{Slot, Version};
 use pilotlight::status::Snapshot;
-use pilotlight::supervise::control::{self, MAX_REQUEST, Reply};
+use pilotlight::supervise::cmdline;
+use pilotlight::supervise::control::{self, MAX_REQUEST, Reply, SlotRecords, Status};
 use pilotlight::update::protocol::{Job, Request, Response, State};
 use pilotlight::update::service::{client, compatible};
 use pilotlight::update::{Manifest, sign};
@@ -69,7 +70,7 @@ pub struct TheBox {
 }
 
 struct Init {
-    standing: Standing,
+    status: Status,
     asked: Vec<control::Request>,
 }
 
@@ -87,15 +88,23 @@ impl TheBox {
     /// A box whose way out is `proxy`.
     pub fn start_behind(running: &str, proxy: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        for name in ["run/update", "state/update", "stick"] {
+        for name in ["run/update", "state/update", "stick", "disk"] {
             fs::create_dir_all(dir.path().join(name)).expect("a directory");
         }
-        for (name, octet) in [("a.img", 0xaa), ("b.img", 0xbb)] {
-            fs::write(dir.path().join(name), vec![octet; SLOT as usize]).expect("a slot");
+        for (name, octet) in [("slot-a", 0xaa), ("slot-b", 0xbb)] {
+            fs::write(dir.path().join("disk").join(name), vec![octet; SLOT as usize]).expect("a slot");
         }
-        let device = dir.path().join("b.img").display().to_string();
-        let standing = Standing { running: version(running), slot: Slot::B, device, failed: Vec::new() };
-        let init = Arc::new(Mutex::new(Init { standing, asked: Vec::new() }));
+        let records = SlotRecords {
+            committed: Slot::A,
+            pending: None,
+            versions: [Some(version(running)), None],
+            failed: Vec::new(),
+            want_recovery: false,
+            trial: String::new(),
+        };
+        let slot = cmdline::Slot { name: "a".into(), ..cmdline::Slot::default() };
+        let status = Status { slot, records: Some(records), ..Status::default() };
+        let init = Arc::new(Mutex::new(Init { status, asked: Vec::new() }));
         play_init(&dir.path().join("run/init.sock"), Arc::clone(&init));
         let service = Self::spawn(dir.path(), proxy);
         Self { dir, service, init }
@@ -107,6 +116,7 @@ impl TheBox {
         command.args(["service", "update", "--debug"]);
         command.arg(format!("--run-dir={}", dir.join("run").display()));
         command.arg(format!("--state-dir={}", dir.join("state").display()));
+        command.arg(format!("--update-disk-path={}", dir.join("disk").display()));
         command.arg(format!("--update-stick-path={}", dir.join("stick").display()));
         command.arg(format!("--update-key={}", hex::encode(key().verifying_key().as_bytes())));
         command
@@ -144,23 +154,25 @@ impl TheBox {
     }
 
     pub fn slot_a(&self) -> Vec<u8> {
-        fs::read(self.path("a.img")).expect("a slot")
+        fs::read(self.path("disk/slot-a")).expect("a slot")
     }
 
     pub fn slot_b(&self, length: usize) -> Vec<u8> {
         let mut octets = vec![0; length];
-        File::open(self.path("b.img")).expect("a slot").read_exact_at(&mut octets, 0).expect("it reads");
+        File::open(self.path("disk/slot-b")).expect("a slot").read_exact_at(&mut octets, 0).expect("it reads");
         octets
     }
 
     /// A version failed its trial.
     pub fn failed(&mut self, text: &str) {
-        self.init.lock().expect("no panic").standing.failed.push(version(text));
+        let mut init = self.init.lock().expect("no panic");
+        init.status.records.as_mut().expect("they are there").failed.push(version(text));
     }
 
     /// The slot that may be written is this device.
     pub fn write_to(&self, device: &Path) {
-        self.init.lock().expect("no panic").standing.device = device.display().to_string();
+        fs::remove_file(self.path("disk/slot-b")).expect("a slot");
+        std::os::unix::fs::symlink(device, self.path("disk/slot-b")).expect("a link");
     }
 
     /// What init was asked so far.
@@ -258,7 +270,7 @@ fn play_init(path: &Path, init: Arc<Mutex<Init>>) {
             let mut init = init.lock().expect("no panic");
             init.asked.push(request.clone());
             let reply = match request {
-                control::Request::Slots => Reply::Slots(init.standing.clone()),
+                control::Request::Status => Reply::Status(init.status.clone()),
                 control::Request::Reboot => Reply::Accepted,
                 _ => Reply::Done,
             };
