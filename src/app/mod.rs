@@ -194,6 +194,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
                 counters,
             };
             let snapshots = core::start(parts, &mut running).await?;
+            running.reaching(snapshots.clone(), |snapshot| snapshot.omni.connected);
             let listener = ipc::bind(&socket(run_dir, "provider")).context("provider socket")?;
             running.spawn("status", peers::serve_status(listener, allowed(&["web"]), snapshots, cancel.clone()));
         }
@@ -480,11 +481,18 @@ pub(crate) struct Running {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
     watched: Vec<alive::Watched>,
     services: watch::Sender<Vec<Service>>,
+    reaches: watch::Sender<Option<bool>>,
 }
 
 impl Running {
     fn new(cancel: CancellationToken) -> Self {
-        Self { cancel, tasks: JoinSet::new(), watched: Vec::new(), services: watch::Sender::new(Vec::new()) }
+        Self {
+            cancel,
+            tasks: JoinSet::new(),
+            watched: Vec::new(),
+            services: watch::Sender::new(Vec::new()),
+            reaches: watch::Sender::new(None),
+        }
     }
 
     pub(crate) fn spawn(
@@ -502,6 +510,26 @@ impl Running {
         self.watched.extend(pulses.into_iter().map(|pulse| (name, pulse)));
     }
 
+    /// Tells the supervisor whether this process reaches what it is for, which `reached` reads from what `states` shows.
+    fn reaching<T: Send + Sync + 'static>(
+        &mut self,
+        mut states: watch::Receiver<T>,
+        reached: impl Fn(&T) -> bool + Send + 'static,
+    ) {
+        let (sender, cancel) = (self.reaches.clone(), self.cancel.clone());
+        self.spawn("reach", async move {
+            loop {
+                let now = Some(reached(&states.borrow_and_update()));
+                sender.send_if_modified(|known| std::mem::replace(known, now) != now);
+                // Cancel-safe: both only wait; what changed is read again.
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    changed = states.changed() => if changed.is_err() { cancel.cancelled().await },
+                }
+            }
+        });
+    }
+
     /// Puts a service on the status page.
     pub(crate) fn up(&self, name: &str, detail: String) {
         self.services.send_modify(|services| services.push(Service { name: name.to_owned(), up: true, detail }));
@@ -513,7 +541,12 @@ impl Running {
 
     async fn finish(mut self) -> anyhow::Result<()> {
         let details: Vec<_> = self.services.borrow().iter().map(|service| service.detail.clone()).collect();
-        let telling = alive::tell(std::mem::take(&mut self.watched), details.join(", "), self.cancel.clone());
+        let telling = alive::tell(
+            std::mem::take(&mut self.watched),
+            details.join(", "),
+            self.reaches.subscribe(),
+            self.cancel.clone(),
+        );
         self.tasks.spawn(async move {
             telling.await;
             ("supervisor", Ok(()))

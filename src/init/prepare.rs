@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use super::devices::Devices;
 use super::log::{Level, Log};
+use super::records::Kept;
 use super::{disks, log, storage};
-use crate::supervise::disk::{DATA, NoDisk, Origin};
+use crate::slots::Booted;
+use crate::supervise::disk::{DATA, NoDisk, Origin, STATE};
 use crate::sys::uevent::Uevents;
 use crate::time::Uptime;
 
@@ -24,13 +26,14 @@ const DISK_LIMIT: Duration = Duration::from_secs(20);
 pub fn prepare() {
     log::report_panics();
     let log = Log::open();
-    let origin = Origin::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let (origin, booted) = (Origin::parse(&command_line), Booted::parse(&command_line));
     // Before the first look, so that nothing is missed between a look and the wait.
     let uevents =
         Uevents::listen().inspect_err(|error| log.line(Level::Error, &format!("no word of devices: {error}"))).ok();
     let mut devices = Devices::open(&log);
     match wait_for_disk(&origin, devices.as_mut(), uevents.as_ref()) {
-        Ok(disk) => use_disk(&disk, &origin, &log),
+        Ok(disk) => use_disk(&disk, &origin, booted.as_ref(), &log),
         Err(reason) => storage::use_memory(&format!("DEGRADED: no disk: {reason}"), &log),
     }
     if let Some(devices) = &mut devices {
@@ -60,16 +63,26 @@ fn wait_for_disk(
     }
 }
 
-fn use_disk(disk: &Path, origin: &Origin, log: &Log) {
+fn use_disk(disk: &Path, origin: &Origin, booted: Option<&Booted>, log: &Log) {
     log.line(Level::Info, &format!("this box's disk is {}", disk.display()));
     let partitions = match disks::repair(disk, log) {
         Ok(partitions) => partitions,
         Err(error) => return storage::use_memory(&format!("DEGRADED: {}: {error}", disk.display()), log),
     };
-    let data = partitions.iter().find(|partition| partition.name == DATA);
-    match data.and_then(|data| disks::partition(disk, data.number)) {
-        Some(node) => {
-            storage::prepare(&node, origin.reset, log);
+    disks::name(disk, &partitions, log);
+    let node = |name: &str| {
+        let partition = partitions.iter().find(|partition| partition.name == name)?;
+        disks::partition(disk, partition.number)
+    };
+    let mut kept = booted.zip(node(STATE)).and_then(|(booted, state)| Kept::open(&state, booted, log));
+    // Where the wish can't be kept, it is fulfilled all the same; a power cut may then leave half.
+    let reset = origin.reset || kept.as_mut().is_some_and(Kept::wants_reset);
+    match node(DATA) {
+        Some(data) => {
+            let lasting = storage::prepare(&data, reset, log);
+            if let Some(kept) = kept.as_mut().filter(|_| reset && lasting) {
+                kept.reset_done();
+            }
         }
         None => storage::use_memory("DEGRADED: the disk has no data partition", log),
     }

@@ -12,8 +12,6 @@ use crate::slots;
 
 /// The socket's path.
 pub const SOCKET: &str = "/run/pilotlight/init.sock";
-/// The file in init's state directory that asks the next early boot to forget everything.
-pub const RESET_FLAG: &str = "factory-reset";
 /// Most octets of a request.
 pub const MAX_REQUEST: usize = 64;
 /// Most octets of an answer.

@@ -27,8 +27,6 @@ use crate::supervise::control;
 
 /// Parts of an upload that wait to be written.
 const PARTS: usize = 2;
-/// How long init may take until a record is on the medium.
-const INIT: Duration = Duration::from_secs(30);
 /// How long a job may take to stop when the service does.
 const STOP: Duration = Duration::from_secs(4);
 
@@ -260,7 +258,7 @@ impl Updates {
 
     fn run(&self, source: From, asked: Asked) -> Result<Slot, NoUpdate> {
         let Setup { keys, compatible, own, disk, init, .. } = &self.0.setup;
-        let ask = |request| ipc::init::ask_at(init, &request, INIT);
+        let ask = |request| ipc::init::ask_at(init, &request);
         Terminal { keys, compatible, own, disk, asked, init: &ask }.run(source, &mut self.clone())
     }
 
@@ -291,7 +289,7 @@ impl Updates {
 
     /// Asks init to start the box anew. Blocks.
     fn restart(&self) -> Result<(), String> {
-        match ipc::init::ask_at(&self.0.setup.init, &control::Request::Reboot, INIT) {
+        match ipc::init::ask_at(&self.0.setup.init, &control::Request::Reboot) {
             Ok(control::Reply::Accepted) => Ok(()),
             Ok(control::Reply::Failed(why) | control::Reply::Refused(why)) => Err(why),
             Ok(other) => Err(format!("init answers {other:?}")),
