@@ -149,7 +149,7 @@ pub const SERVICES: &[Service] = &[
         ..ORDINARY
     },
     // Recovery is where a box is that needs an update most.
-    Service { name: "update", uid: 908, environment: &PROXY_VARIABLES, in_recovery: true, ..ORDINARY },
+    Service { name: "update", uid: 911, environment: &PROXY_VARIABLES, in_recovery: true, ..ORDINARY },
 ];
 
 /// The service of that name.

@@ -139,6 +139,9 @@ impl Service<Uri> for Outward {
     }
 }
 
+/// Told why, and which attempt comes next, before each pause; told nothing when octets come again.
+pub type Tell = Box<dyn FnMut(Option<(String, u32)>) + Send>;
+
 /// A bundle behind a URL.
 pub struct Remote {
     client: Client<HttpsConnector<Outward>, Full<Bytes>>,
@@ -147,8 +150,7 @@ pub struct Remote {
     base: u64,
     runtime: Handle,
     stop: CancellationToken,
-    /// Told why, and which attempt comes next, before each pause; told nothing when octets come again.
-    trouble: Box<dyn FnMut(Option<(String, u32)>) + Send>,
+    trouble: Tell,
 }
 
 impl Remote {
@@ -162,7 +164,7 @@ impl Remote {
         proxy: Variables,
         runtime: Handle,
         stop: CancellationToken,
-        trouble: Box<dyn FnMut(Option<(String, u32)>) + Send>,
+        trouble: Tell,
     ) -> Result<Self, Fault> {
         let uri: Uri = url.reveal().parse().map_err(|_| Fault::NoUrl)?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {

@@ -134,7 +134,7 @@ impl Updates {
         match request {
             Request::State => Response::State(self.state()),
             Request::Fetch(url, asked) => accepted(self.fetch(Wish { url, asked, starts: 1 })),
-            Request::Stick(name, asked) => accepted(self.from_stick(&name, asked)),
+            Request::Stick(name, asked) => accepted(self.take_from_stick(&name, asked)),
             Request::Begin(asked) => match self.begin(asked) {
                 Ok(number) => Response::Upload(number),
                 Err(why) => Response::Refused(why),
@@ -189,7 +189,7 @@ impl Updates {
         })
     }
 
-    fn from_stick(&self, name: &str, asked: Asked) -> Result<(), String> {
+    fn take_from_stick(&self, name: &str, asked: Asked) -> Result<(), String> {
         self.start(format!("{name} on the stick"), asked, |_| {
             let file = stick::open(&self.0.setup.stick, name);
             file.map(From::Stick).map_err(|error| format!("there is no bundle {name:?} on the stick: {error}"))

@@ -150,10 +150,12 @@ mod tests {
 
     use super::*;
 
+    type Fields = Vec<(String, Vec<u8>)>;
+
     /// What a form holds that arrives in parts of `step` octets.
-    fn read(octets: &[u8], step: usize) -> Result<(Vec<(String, Vec<u8>)>, bool), Malformed> {
+    fn read(octets: &[u8], step: usize) -> Result<(Fields, bool), Malformed> {
         let mut form = Form::of("multipart/form-data; boundary=xyz").unwrap();
-        let mut fields: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut fields = Fields::new();
         for part in octets.chunks(step.max(1)) {
             form.push(part);
             while let Some(piece) = form.next()? {

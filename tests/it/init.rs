@@ -310,7 +310,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("dhcp", 905, 1 << 10 | 1 << 13),
         ("tftp", 906, 1 << 10),
         ("web", 907, 1 << 10),
-        ("update", 908, 0),
+        ("update", 911, 0),
     ] {
         let status = lines(&running.dir.path().join(format!("box/record/{name}.status"))).join("\n");
         let want = format!(
