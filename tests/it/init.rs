@@ -36,6 +36,7 @@ for dir in bin sbin lib lib64; do
     fi
 done
 mount --bind "$box" box
+if [ -e "$box/state" ]; then mkdir dev/pilotlight; ln -s /box/state dev/pilotlight/state; fi
 shift 2
 exec chroot . /box/init pilotlight.flags=/box/flags "$@"
 "#;
@@ -193,6 +194,11 @@ impl Running {
     /// What the services wrote down under this name.
     pub fn written(&self, name: &str) -> Vec<String> {
         lines(&self.dir.path().join("box/record").join(name))
+    }
+
+    /// A file of the directory that the box sees as /box; it is there when the box is gone, too.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join("box").join(name)
     }
 
     /// Lets services see a file of this name.
