@@ -233,7 +233,9 @@ impl Running {
 
     /// PID 1 of the box, as it is called out here.
     pub fn init(&self) -> Pid {
-        let children = children(self.unshare.id() as i32);
+        let children = || children(self.unshare.id() as i32);
+        wait_until("the namespace has its first process", || !children().is_empty());
+        let children = children();
         assert_eq!(children.len(), 1);
         Pid::from_raw(children[0])
     }
