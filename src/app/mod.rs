@@ -40,7 +40,7 @@ use crate::store::sled_store::SledStore;
 use crate::store::socket::StoreClient;
 use crate::telemetry::{Counters, Limit, Pulse};
 use crate::time::{UnixTime, Uptime};
-use crate::{ipc, supervise, sys, web};
+use crate::{ipc, slots, supervise, sys, update, web};
 use peers::{ImagesClient, StoreIndex};
 
 /// How long services may take to end before the process leaves without them. The supervisor kills later than that, so
@@ -73,6 +73,8 @@ pub enum ServiceName {
     Web,
     /// Shows the box on its screen and serial lines, and takes what is typed there.
     Console,
+    /// Writes updates into the slot that does not run.
+    Update,
 }
 
 impl ServiceName {
@@ -92,6 +94,7 @@ impl ServiceName {
             Self::Images => "images",
             Self::Web => "web",
             Self::Console => "console",
+            Self::Update => "update",
         }
     }
 }
@@ -227,7 +230,29 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let path = socket(run_dir, "provider");
             running.spawn("status", peers::follow_status(path, sender, cancel.clone()));
             let address = config.web.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)));
-            start_http("web", address, web::router(snapshots), &mut running).await?;
+            let updates =
+                web::update::routes(update::service::client(&socket(run_dir, "update")), Arc::new(web::guard::Closed));
+            start_http("web", address, web::router_with(snapshots, updates), &mut running).await?;
+        }
+        ServiceName::Update => {
+            let listener = ipc::bind(&socket(run_dir, "update")).context("update socket")?;
+            let setup = update::service::Setup {
+                keys: update::keys::trusted(&config.update.keys),
+                compatible: update::service::compatible(),
+                own: slots::Version::parse(env!("CARGO_PKG_VERSION")).context("this program has no version")?,
+                disk: config.update.disk.clone(),
+                init: run_dir.join("init.sock"),
+                stick: config.update.stick.clone(),
+                state,
+                proxy: config.omni.proxy.clone(),
+            };
+            running.up("update", format!("{} keys are trusted", setup.keys.len()));
+            let updates = update::service::Updates::new(setup, cancel.clone());
+            let allowed = allowed(&["web", "console"]);
+            running.spawn("update", async move {
+                updates.serve(listener, allowed).await;
+                Ok(())
+            });
         }
     }
     running.finish().await

@@ -49,6 +49,7 @@ pub enum Request {
 }
 
 /// What is answered.
+#[allow(clippy::large_enum_variant, reason = "one at a time, on its way into or out of octets")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// To [`Request::Status`].

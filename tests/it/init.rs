@@ -291,7 +291,7 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 8] = ["net", "store", "images", "provider", "dhcp", "tftp", "web", "console"];
+const NAMES: [&str; 9] = ["net", "store", "images", "provider", "dhcp", "tftp", "web", "console", "update"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
@@ -321,6 +321,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("tftp", 906, 1 << 10),
         ("web", 907, 1 << 10),
         ("console", 909, 0),
+        ("update", 911, 0),
     ] {
         let status = lines(&running.dir.path().join(format!("box/record/{name}.status"))).join("\n");
         let want = format!(

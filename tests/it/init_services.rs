@@ -43,6 +43,7 @@ const KILLS: [(Step, &str); 8] = [
     (Step::Preparing, "store"),
     (Step::Installing, "images"),
     (Step::PoweringOff, "web"),
+    (Step::PoweringOff, "update"),
     (Step::Wiping, "provider"),
 ];
 

@@ -46,3 +46,4 @@ mod telemetry;
 mod tunnel;
 mod tunnel_interop;
 mod update;
+mod update_service;
