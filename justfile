@@ -31,7 +31,7 @@ soak:
     cargo run --release -- lab --machines 200 --once --timeout 2m
     cargo run --release -- lab --machines 50 --once --kill-provider-every 3s
     cargo run --release -- lab --machines 50 --once --chaos --timeout 5m
-    PILOTLIGHT_SOAK=1 cargo test --test it -- kill:: net::trial
+    PILOTLIGHT_SOAK=1 cargo test --test it -- kill:: net::trial update::
     board/build-image
     PILOTLIGHT_SOAK=1 PILOTLIGHT_REQUIRE_PEERS=1 cargo test --test it -- appliance:: --test-threads 1 --nocapture
 
@@ -65,6 +65,18 @@ ci:
 # The appliance's disk image from Debian's kernel, in target/image
 image-dev *ARGS:
     board/build-image {{ARGS}}
+
+# Build the development image twice, in two directories, and compare every octet
+reproducible *ARGS:
+    board/reproducible {{ARGS}}
+
+# The release image of the commit that is checked out, with Buildroot: [x86_64|aarch64] [--buildroot DIRECTORY]
+image *ARGS:
+    buildroot/build {{ARGS}}
+
+# The external tree against an unpacked Buildroot and, if given, the kernel fragments against an unpacked kernel
+buildroot-check BUILDROOT LINUX="":
+    buildroot/check {{BUILDROOT}} {{LINUX}}
 
 # Write an image to a disk or stick, and read it back
 flash DEVICE IMAGE="target/image/pilotlight.img":

@@ -4,6 +4,7 @@
 //! `pilotlight service NAME` runs one, and reaches the others over their sockets. Both wire the same pieces.
 
 mod alive;
+mod console;
 mod core;
 mod health;
 pub mod net;
@@ -39,7 +40,7 @@ use crate::store::sled_store::SledStore;
 use crate::store::socket::StoreClient;
 use crate::telemetry::{Counters, Limit, Pulse};
 use crate::time::{UnixTime, Uptime};
-use crate::{ipc, supervise, sys, web};
+use crate::{ipc, slots, supervise, sys, update, web};
 use peers::{ImagesClient, StoreIndex};
 
 /// How long services may take to end before the process leaves without them. The supervisor kills later than that, so
@@ -70,6 +71,10 @@ pub enum ServiceName {
     Images,
     /// Serves the status page.
     Web,
+    /// Shows the box on its screen and serial lines, and takes what is typed there.
+    Console,
+    /// Writes updates into the slot that does not run.
+    Update,
 }
 
 impl ServiceName {
@@ -88,6 +93,8 @@ impl ServiceName {
             Self::Tftp => "tftp",
             Self::Images => "images",
             Self::Web => "web",
+            Self::Console => "console",
+            Self::Update => "update",
         }
     }
 }
@@ -156,6 +163,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
     let store = || -> Arc<dyn Store> { Arc::new(StoreClient::connect(&socket(run_dir, "store"))) };
     match name {
         ServiceName::Net => net::start(&config, &mut running)?,
+        ServiceName::Console => console::start(&config, &mut running),
         ServiceName::Store => {
             let sled = Arc::new(open_store(&state)?);
             let listener = ipc::bind(&socket(run_dir, "store")).context("store socket")?;
@@ -193,7 +201,10 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let snapshots = core::start(parts, &mut running).await?;
             running.reaching(snapshots.clone(), |snapshot| snapshot.omni.connected);
             let listener = ipc::bind(&socket(run_dir, "provider")).context("provider socket")?;
-            running.spawn("status", peers::serve_status(listener, allowed(&["web"]), snapshots, cancel.clone()));
+            running.spawn(
+                "status",
+                peers::serve_status(listener, allowed(&["web", "console"]), snapshots, cancel.clone()),
+            );
         }
         ServiceName::Dhcp => {
             let advertise = advertise(&config)?;
@@ -219,7 +230,29 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let path = socket(run_dir, "provider");
             running.spawn("status", peers::follow_status(path, sender, cancel.clone()));
             let address = config.web.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)));
-            start_http("web", address, web::router(snapshots), &mut running).await?;
+            let updates =
+                web::update::routes(update::service::client(&socket(run_dir, "update")), Arc::new(web::guard::Closed));
+            start_http("web", address, web::router_with(snapshots, updates), &mut running).await?;
+        }
+        ServiceName::Update => {
+            let listener = ipc::bind(&socket(run_dir, "update")).context("update socket")?;
+            let setup = update::service::Setup {
+                keys: update::keys::trusted(&config.update.keys),
+                compatible: update::service::compatible(),
+                own: slots::Version::parse(env!("CARGO_PKG_VERSION")).context("this program has no version")?,
+                disk: config.update.disk.clone(),
+                init: run_dir.join("init.sock"),
+                stick: config.update.stick.clone(),
+                state,
+                proxy: config.omni.proxy.clone(),
+            };
+            running.up("update", format!("{} keys are trusted", setup.keys.len()));
+            let updates = update::service::Updates::new(setup, cancel.clone());
+            let allowed = allowed(&["web", "console"]);
+            running.spawn("update", async move {
+                updates.serve(listener, allowed).await;
+                Ok(())
+            });
         }
     }
     running.finish().await

@@ -21,6 +21,7 @@ mod seed;
 mod slots;
 mod source;
 mod storage;
+mod terminals;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
@@ -176,7 +177,7 @@ impl Init {
         }
     }
 
-    /// Opens what others talk to. What can't be opened is said; the box runs without.
+    /// Opens what others talk to, once its directory is there. What can't be opened is said; the box runs without.
     fn listen(&mut self) {
         match control::Control::open() {
             Ok(control) => self.control = Some(control),

@@ -15,12 +15,14 @@ use super::log::{Level, Log};
 use super::logging::Logging;
 use super::{
     Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed, slots,
+    terminals,
 };
 use crate::config;
 use crate::secret::Secret;
+use crate::slots::Slot;
 use crate::supervise::cmdline::{MAX_LINE, Parameters, words};
 use crate::supervise::mounts::{CRASH_DIR, Directory, Forbid, Mount};
-use crate::supervise::services::{SERVICES, SOCKETS_GID, Service};
+use crate::supervise::services::{self, SERVICES, SOCKETS_GID, Service};
 use crate::supervise::sysctl::{Sysctl, took};
 use crate::supervise::{Action, Ending, Event, Place, Report, Signal, disk, flags, seccomp};
 use crate::sys::process::{Confinement, Wiring};
@@ -89,6 +91,8 @@ impl Init {
                     return Some(Event::SlotsWritten { outcome, records: None });
                 }
             }
+            Action::OpenSlot(slot) => self.give_slot(slot, services::service("update").map_or(0, |one| one.uid)),
+            Action::CloseSlot(slot) => self.give_slot(slot, 0),
             Action::Answer { ticket, reply } => {
                 if let Some(control) = &mut self.control {
                     control.reply(ticket, &reply);
@@ -121,6 +125,15 @@ impl Init {
             }
         }
         None
+    }
+
+    /// Makes the partition of a slot this user's, and nobody else's.
+    fn give_slot(&mut self, slot: Slot, uid: u32) {
+        // A link of ours to the node.
+        let path = Path::new(disk::NAMES).join(format!("slot-{}", slot.letter()));
+        let given = chown(&path, Some(uid), Some(uid))
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o600)));
+        self.try_to(&format!("give slot {} to user {uid}", slot.letter()), given);
     }
 
     /// Finds out where this is and what it is told.
@@ -201,6 +214,10 @@ impl Init {
     fn spawn(&mut self, service: &Service) -> Event {
         self.settle();
         let (log, parameters) = (&self.log, &self.parameters);
+        // In a container, screens and lines are another's.
+        if service.terminals && self.place == Place::Machine {
+            terminals::hand_over(service.uid, log);
+        }
         let (program, flags) = self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags)));
         let fixed = service.args().map(str::to_owned);
         let args: Vec<_> = fixed.into_iter().chain(flags.iter().cloned()).collect();

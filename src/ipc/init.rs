@@ -21,16 +21,22 @@ const DISK_PATIENCE: Duration = Duration::from_secs(60);
 /// seconds, or a minute where it has to write, `InvalidData` when it is of another version.
 pub async fn ask(request: Request) -> io::Result<Reply> {
     // The runtime knows no sockets of this type.
-    tokio::task::spawn_blocking(move || ask_at(Path::new(SOCKET), request)).await.map_err(io::Error::other)?
+    let asked = tokio::task::spawn_blocking(move || ask_at(Path::new(SOCKET), &request));
+    asked.await.map_err(io::Error::other)?
 }
 
-fn ask_at(path: &Path, request: Request) -> io::Result<Reply> {
+/// Asks `request` at the socket `path`, and blocks for the answer.
+///
+/// # Errors
+///
+/// As those of [`ask`].
+pub fn ask_at(path: &Path, request: &Request) -> io::Result<Reply> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
     let immediate = matches!(request, Request::Status | Request::Reboot | Request::PowerOff);
     socket.set_read_timeout(Some(if immediate { PATIENCE } else { DISK_PATIENCE }))?;
     socket.set_write_timeout(Some(PATIENCE))?;
     socket.connect(&SockAddr::unix(path)?)?;
-    socket.send(&encode(&request))?;
+    socket.send(&encode(request))?;
     let mut octets = vec![0; MAX_REPLY];
     let length = io::Read::read(&mut &socket, &mut octets)?;
     octets.truncate(length);

@@ -229,6 +229,10 @@ pub enum Action {
         /// The try record.
         tries: Option<Try>,
     },
+    /// Let who writes slots at the partition of this one.
+    OpenSlot(Slot),
+    /// And no more.
+    CloseSlot(Slot),
     /// Answer a question.
     Answer {
         /// Which.

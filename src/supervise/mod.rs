@@ -23,6 +23,7 @@ pub mod shutdown;
 pub mod slots;
 pub mod storage;
 pub mod sysctl;
+pub mod terminals;
 #[cfg(test)]
 mod transcripts;
 

@@ -56,6 +56,8 @@ pub struct Service {
     pub watchdog: Duration,
     /// Whether the box is of no use without it: nobody could see or change anything.
     pub critical: bool,
+    /// Whether the machine's terminals are its own.
+    pub terminals: bool,
     /// Whether it runs in recovery, too, where the box does nothing for its machines.
     pub in_recovery: bool,
 }
@@ -98,6 +100,9 @@ use Capability::{NetAdmin, NetBindService, NetRaw, SysTime};
 /// The variables that hold Omni's service account key, the first that is set wins.
 pub const KEY_VARIABLES: [&str; 2] = ["SIDERO_SERVICE_ACCOUNT_KEY", "OMNI_SERVICE_ACCOUNT_KEY"];
 
+/// The variables that name the way out; the proxy's may hold a password.
+pub const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"];
+
 /// What most services have.
 const ORDINARY: Service = Service {
     name: "",
@@ -109,6 +114,7 @@ const ORDINARY: Service = Service {
     files: 4096,
     watchdog: Duration::from_secs(30),
     critical: false,
+    terminals: false,
     in_recovery: false,
 };
 
@@ -145,6 +151,17 @@ pub const SERVICES: &[Service] = &[
         in_recovery: true,
         ..ORDINARY
     },
+    Service {
+        name: "console",
+        uid: 909,
+        limits: Limits::new(48, 64),
+        files: 256,
+        terminals: true,
+        in_recovery: true,
+        ..ORDINARY
+    },
+    // Recovery is where a box is that needs an update most.
+    Service { name: "update", uid: 911, environment: &PROXY_VARIABLES, in_recovery: true, ..ORDINARY },
 ];
 
 /// The service of that name.

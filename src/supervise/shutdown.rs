@@ -34,6 +34,7 @@ mod tests {
             alive.retain(|name| !stopping.contains(name));
             waves.push(stopping);
         }
-        assert_eq!(waves, [vec!["net", "provider", "dhcp", "tftp", "web"], vec!["images"], vec!["store"]]);
+        let first = vec!["net", "provider", "dhcp", "tftp", "web", "console", "update"];
+        assert_eq!(waves, [first, vec!["images"], vec!["store"]]);
     }
 }

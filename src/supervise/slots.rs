@@ -273,7 +273,7 @@ impl Slots {
                 actions.push(Action::Answer { ticket, reply: Reply::Accepted });
                 follows.end = Some((Ending::Reboot, Why::Asked(uid)));
             }
-            (Cause::Wish { ticket, .. }, Ok(())) => actions.push(Action::Answer { ticket, reply: Reply::Done }),
+            (Cause::Wish { ticket, wish, .. }, Ok(())) => granted(ticket, &wish, actions),
         }
         follows
     }
@@ -377,7 +377,7 @@ impl Slots {
                     match fulfil(&wish, standing, &booted, view) {
                         Ok(Some(next)) => (Cause::Wish { ticket, uid, wish }, Ok(next)),
                         Ok(None) => {
-                            actions.push(Action::Answer { ticket, reply: Reply::Done });
+                            granted(ticket, &wish, actions);
                             return Some(Outcome::default());
                         }
                         Err(refused) => {
@@ -414,6 +414,16 @@ impl Slots {
         let lasts = view.lasts_at.is_some_and(|at| now >= at);
         records.tried().map(|(_, record)| record).filter(|_| lasts && !self.acknowledged)
     }
+}
+
+/// Answers a wish that stands. Who writes slots gets at one after it was withdrawn and until it is to be tried.
+fn granted(ticket: u64, wish: &Wish, actions: &mut Vec<Action>) {
+    match wish {
+        Wish::Withdraw(slot) => actions.push(Action::OpenSlot(*slot)),
+        Wish::Try { slot, .. } => actions.push(Action::CloseSlot(*slot)),
+        Wish::Recovery(_) | Wish::Reset | Wish::Choose(_) => {}
+    }
+    actions.push(Action::Answer { ticket, reply: Reply::Done });
 }
 
 /// The record that a wish makes; nothing when it stands already.

@@ -291,6 +291,8 @@ fn line(action: &Action) -> String {
             let all: Vec<_> = commit.into_iter().chain(tries).collect();
             format!("write {}", all.join(", "))
         }
+        Action::OpenSlot(slot) => format!("chown slot-{} to update", slot.letter()),
+        Action::CloseSlot(slot) => format!("chown slot-{} to root", slot.letter()),
         Action::Answer { ticket, reply } => format!("answer {ticket}: {reply:?}"),
         Action::Recall => "read the record of the run before".to_owned(),
         Action::Remember(record) => format!("write record {:?}", record.to_string()),

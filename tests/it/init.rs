@@ -236,9 +236,10 @@ impl Running {
 
     /// PID 1 of the box, as it is called out here.
     pub fn init(&self) -> Pid {
-        let children = children(self.unshare.id() as i32);
-        assert_eq!(children.len(), 1);
-        Pid::from_raw(children[0])
+        let own = || children(self.unshare.id() as i32);
+        // It makes its namespaces first.
+        wait_until("the box has a PID 1", || own().len() == 1);
+        Pid::from_raw(own()[0])
     }
 
     /// The process that PID 1 calls `inner`, as it is called out here.
@@ -290,13 +291,15 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 7] = ["net", "store", "images", "provider", "dhcp", "tftp", "web"];
+const NAMES: [&str; 9] = ["net", "store", "images", "provider", "dhcp", "tftp", "web", "console", "update"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let before = host_mounts();
     let Some(mut running) = Running::scripted(true) else { return };
-    wait_until("all services run", || running.record().iter().filter(|line| line.starts_with("start")).count() == 7);
+    wait_until("all services run", || {
+        running.record().iter().filter(|line| line.starts_with("start")).count() == NAMES.len()
+    });
 
     let log = running.log();
     let started = |name: &str| position(&log, &format!("{name}: runs as "));
@@ -317,6 +320,8 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("dhcp", 905, 1 << 10 | 1 << 13),
         ("tftp", 906, 1 << 10),
         ("web", 907, 1 << 10),
+        ("console", 909, 0),
+        ("update", 911, 0),
     ] {
         let status = lines(&running.dir.path().join(format!("box/record/{name}.status"))).join("\n");
         let want = format!(
@@ -353,7 +358,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let ended = &log[position(&log, "tftp: ended by")];
     let pause: u32 = ended.split(' ').rev().nth(1).unwrap().parse().unwrap();
     assert!((75..=125).contains(&pause), "{ended}");
-    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), 8);
+    assert_eq!(running.record().iter().filter(|line| line.starts_with("start")).count(), NAMES.len() + 1);
 
     running.wait_for_log("reaped stray");
     wait_until("no zombie is left", || {

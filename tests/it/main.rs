@@ -3,9 +3,12 @@
 
 mod agent_interop;
 mod appliance;
+mod buildroot;
 mod chaos;
 mod cli;
 mod conformance;
+mod console;
+mod console_machine;
 mod double;
 mod e2e;
 mod faults;
@@ -43,3 +46,4 @@ mod telemetry;
 mod tunnel;
 mod tunnel_interop;
 mod update;
+mod update_service;
