@@ -77,7 +77,7 @@ impl Control {
             match nix::unistd::read(&one.socket, &mut octets) {
                 Ok(length) => {
                     let reply = match octets.get(..length).map(decode::<Request>) {
-                        Some(Ok(request)) if may(one.uid, request) => answer(one.uid, request),
+                        Some(Ok(request)) if may(one.uid, &request) => answer(one.uid, request),
                         Some(Ok(_)) => Reply::Denied,
                         Some(Err(error)) => Reply::Failed(error.to_string()),
                         None => return false,

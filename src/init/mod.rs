@@ -273,6 +273,9 @@ impl Init {
                 }
                 Err(error) => Reply::Failed(format!("the wish can't be kept: {error}")),
             },
+            Request::Recovery | Request::Normal | Request::Withdraw(_) | Request::Try { .. } | Request::Choose(_) => {
+                Reply::Refused("this build does not write slot records yet".to_owned())
+            }
         });
         self.control = Some(control);
         for (ending, uid) in wishes {

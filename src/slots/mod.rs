@@ -61,10 +61,10 @@ pub use decide::{Choice, Decision, Hand, TRIES, decide};
 pub use environment::SECTOR;
 pub use layout::{COMMITS, STATE_SECTORS, TRIES_AT, partition};
 pub use record::{Commit, Copy, Failed, Records, Try};
-pub use version::Version;
+pub use version::{NoVersion, Version};
 
 /// One of the two slots that updates take turns in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Slot {
     /// Partition 4.
     A,

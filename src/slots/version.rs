@@ -3,9 +3,31 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A version by SemVer 2.0.0, at most [`Version::LONGEST`] octets, so that a record of six of them fits a sector.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Version(semver::Version);
+
+/// A text that is no version by [`Version::parse`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is no version of at most {} octets", Version::LONGEST)]
+pub struct NoVersion;
+
+impl TryFrom<String> for Version {
+    type Error = NoVersion;
+
+    fn try_from(text: String) -> Result<Self, NoVersion> {
+        Self::parse(&text).ok_or(NoVersion)
+    }
+}
+
+impl From<Version> for String {
+    fn from(version: Version) -> Self {
+        version.to_string()
+    }
+}
 
 impl Version {
     /// The most octets that its text may have.

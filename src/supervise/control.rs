@@ -8,19 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use super::cmdline::Slot;
 use super::services;
+use crate::slots;
 
 /// The socket's path.
 pub const SOCKET: &str = "/run/pilotlight/init.sock";
 /// The file in init's state directory that asks the next early boot to forget everything.
 pub const RESET_FLAG: &str = "factory-reset";
 /// Most octets of a request.
-pub const MAX_REQUEST: usize = 16;
+pub const MAX_REQUEST: usize = 64;
 /// Most octets of an answer.
 pub const MAX_REPLY: usize = 32 * 1024;
 const VERSION: u8 = 1;
 
-/// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is asked. A wish about the slots is answered when it is on the medium.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// How the box and its services are.
     Status,
@@ -30,6 +31,23 @@ pub enum Request {
     PowerOff,
     /// Start the box anew and forget everything on the way.
     FactoryReset,
+    /// Boot recovery next, once. Does not end the run.
+    Recovery,
+    /// Boot recovery next no more.
+    Normal,
+    /// This slot is about to be overwritten: what it holds is on trial no more.
+    Withdraw(slots::Slot),
+    /// This slot was written, read back and found right: it is on trial from the next boot. Does not end the run.
+    Try {
+        /// Which; never the one that runs or is committed.
+        slot: slots::Slot,
+        /// What it holds now.
+        version: slots::Version,
+        /// Whether a person asked for it although it is older than what runs or failed its trial here.
+        asked: bool,
+    },
+    /// Trust this slot: no record tells which one is good.
+    Choose(slots::Slot),
 }
 
 /// What is answered.
@@ -43,6 +61,10 @@ pub enum Reply {
     Denied,
     /// It can't be done, and why.
     Failed(String),
+    /// It is done, and on the medium.
+    Done,
+    /// The rules or the medium do not allow it, and why; nothing has changed.
+    Refused(String),
 }
 
 /// The box, as PID 1 sees it.
@@ -112,12 +134,22 @@ pub fn decode<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Foreign> {
     }
 }
 
-/// Whether the user `uid` may ask `request`: root all, the page all, other services how things are, strangers nothing.
-pub fn may(uid: u32, request: Request) -> bool {
+/// Whether the user `uid` may ask `request`: root all, services what their duty is, strangers nothing.
+pub fn may(uid: u32, request: &Request) -> bool {
     let service = services::SERVICES.iter().find(|service| service.uid == uid);
-    match (uid, service.map(|service| service.name), request) {
-        (0, _, _) | (_, Some("web"), _) | (_, Some(_), Request::Status) => true,
-        (_, Some(_) | None, _) => false,
+    uid == 0 || service.is_some_and(|service| is_duty(service.name, request))
+}
+
+/// Every service may see how things are. The page and the console ask for what a person wants; who writes slots says what
+/// they hold, and no other may.
+fn is_duty(service: &str, request: &Request) -> bool {
+    match request {
+        Request::Status => true,
+        Request::Reboot => matches!(service, "web" | "console" | "update"),
+        Request::PowerOff | Request::FactoryReset | Request::Recovery | Request::Normal | Request::Choose(_) => {
+            matches!(service, "web" | "console")
+        }
+        Request::Withdraw(_) | Request::Try { .. } => service == "update",
     }
 }
 
@@ -127,14 +159,32 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Request; 4] = [Request::Status, Request::Reboot, Request::PowerOff, Request::FactoryReset];
+    fn all() -> [Request; 9] {
+        let longest = slots::Version::parse(&format!("1.2.3-{}", "x".repeat(34))).unwrap();
+        [
+            Request::Status,
+            Request::Reboot,
+            Request::PowerOff,
+            Request::FactoryReset,
+            Request::Recovery,
+            Request::Normal,
+            Request::Withdraw(slots::Slot::A),
+            Request::Try { slot: slots::Slot::B, version: longest, asked: true },
+            Request::Choose(slots::Slot::B),
+        ]
+    }
 
     #[test]
-    fn only_the_page_and_root_end_the_run() {
-        for request in ALL {
-            assert!(may(0, request) && may(907, request));
-            assert_eq!(may(905, request), request == Request::Status);
-            assert!(!may(1000, request) && !may(services::SOCKETS_GID, request));
+    fn who_may_ask_what() {
+        for request in all() {
+            let of_slots = matches!(request, Request::Withdraw(_) | Request::Try { .. });
+            assert!(may(0, &request));
+            assert_eq!(may(907, &request), !of_slots, "{request:?}");
+            assert_eq!(is_duty("console", &request), !of_slots, "{request:?}");
+            let of_updates = matches!(request, Request::Status | Request::Reboot);
+            assert_eq!(is_duty("update", &request), of_slots || of_updates, "{request:?}");
+            assert_eq!(may(905, &request), request == Request::Status);
+            assert!(!may(1000, &request) && !may(services::SOCKETS_GID, &request));
         }
     }
 
@@ -144,7 +194,14 @@ mod tests {
         assert_eq!(encode(&Request::FactoryReset), [1, 3]);
         assert_eq!(decode::<Request>(&[2, 0]), Err(Foreign));
         assert_eq!(decode::<Request>(&[1, 0, 0]), Err(Foreign));
-        assert!(ALL.iter().all(|request| encode(request).len() <= MAX_REQUEST));
+        let version = slots::Version::parse("1.2.3").unwrap();
+        let tried = Request::Try { slot: slots::Slot::B, version, asked: false };
+        assert_eq!(encode(&tried), [b"\x01\x07\x01\x05".as_slice(), b"1.2.3\0"].concat());
+        assert_eq!(decode::<Request>(b"\x01\x07\x01\x031.2\0"), Err(Foreign), "no version");
+        for request in all() {
+            assert!(encode(&request).len() <= MAX_REQUEST);
+            assert_eq!(decode::<Request>(&encode(&request)), Ok(request));
+        }
     }
 
     proptest! {

@@ -56,6 +56,8 @@ pub struct Service {
     pub watchdog: Duration,
     /// Whether the box is of no use without it: nobody could see or change anything.
     pub critical: bool,
+    /// Whether it runs in recovery, too, where the box does nothing for its machines.
+    pub in_recovery: bool,
 }
 
 impl Service {
@@ -107,12 +109,20 @@ const ORDINARY: Service = Service {
     files: 4096,
     watchdog: Duration::from_secs(30),
     critical: false,
+    in_recovery: false,
 };
 
 /// Every service, each after those that it depends on.
 pub const SERVICES: &[Service] = &[
-    Service { name: "net", uid: 901, capabilities: &[NetAdmin, NetRaw, SysTime], critical: true, ..ORDINARY },
-    Service { name: "store", uid: 902, limits: Limits::new(96, 128), ..ORDINARY },
+    Service {
+        name: "net",
+        uid: 901,
+        capabilities: &[NetAdmin, NetRaw, SysTime],
+        critical: true,
+        in_recovery: true,
+        ..ORDINARY
+    },
+    Service { name: "store", uid: 902, limits: Limits::new(96, 128), in_recovery: true, ..ORDINARY },
     Service { name: "images", uid: 903, depends_on: &["store"], limits: Limits::new(160, 256), ..ORDINARY },
     Service {
         name: "provider",
@@ -132,6 +142,7 @@ pub const SERVICES: &[Service] = &[
         capabilities: &[NetBindService],
         depends_on: &["store"],
         critical: true,
+        in_recovery: true,
         ..ORDINARY
     },
 ];

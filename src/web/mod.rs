@@ -3,6 +3,7 @@
 //! An edge: HTTP, and the wall clock for "3 min ago". What is shown is decided in `view` and `metrics`, which are
 //! functions of a snapshot. The page is whole without a script; the script keeps it current over server-sent events.
 
+pub mod guard;
 mod live;
 mod metrics;
 mod view;
@@ -49,6 +50,11 @@ impl Web {
 /// Shows whatever `status` holds; each page follows it with at most four updates a second, 64 pages at most. Every
 /// answer carries a content security policy that admits this origin alone.
 pub fn router(status: watch::Receiver<Arc<Snapshot>>) -> Router {
+    router_with(status, Router::new())
+}
+
+/// [`router`], and `more` under the same policy: what changes the box, behind its [`guard`].
+pub fn router_with(status: watch::Receiver<Arc<Snapshot>>, more: Router) -> Router {
     let web = Web { status, listeners: Arc::new(Semaphore::new(LISTENERS)) };
     Router::new()
         .route("/", get(rack))
@@ -62,8 +68,9 @@ pub fn router(status: watch::Receiver<Arc<Snapshot>>) -> Router {
         .route("/ui/page.js", get(|| file("text/javascript; charset=utf-8", include_str!("templates/page.js"))))
         .route("/ui/flame.svg", get(|| file("image/svg+xml", include_str!("templates/flame.svg"))))
         .route("/favicon.ico", get(|| file("image/svg+xml", include_str!("templates/flame.svg"))))
-        .layer(from_fn(guarded))
         .with_state(web)
+        .merge(more)
+        .layer(from_fn(guarded))
 }
 
 /// How the rack page is narrowed down.

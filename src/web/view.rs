@@ -187,6 +187,14 @@ pub(super) struct Missing {
     pub hint: &'static str,
 }
 
+/// What is shown in place of a change that was not made.
+#[derive(Template)]
+#[template(path = "refused.html", config = "src/web/askama.toml")]
+pub(super) struct Refused<'a> {
+    pub why: &'a str,
+    pub sign_in: Option<&'a str>,
+}
+
 /// Names a snapshot: two with the same name show the same. 16 hex digits.
 pub(super) fn seen(snapshot: &Snapshot) -> String {
     struct Sink(Sha256);
