@@ -8,6 +8,7 @@ mod core;
 mod health;
 pub mod net;
 mod peers;
+mod settings;
 mod status;
 mod view;
 
@@ -68,6 +69,8 @@ pub enum ServiceName {
     Tftp,
     /// Keeps and serves boot images.
     Images,
+    /// Keeps the box's configuration and its setup code.
+    Settings,
     /// Serves the status page.
     Web,
 }
@@ -87,6 +90,7 @@ impl ServiceName {
             Self::Dhcp => "dhcp",
             Self::Tftp => "tftp",
             Self::Images => "images",
+            Self::Settings => "settings",
             Self::Web => "web",
         }
     }
@@ -213,12 +217,15 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let listener = ipc::bind(&socket(run_dir, "images")).context("images socket")?;
             running.spawn("images", peers::serve_images(listener, allowed(&["provider"]), cache, cancel.clone()));
         }
+        ServiceName::Settings => settings::start(&config, &mut running)?,
         ServiceName::Web => {
             let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
             let path = socket(run_dir, "provider");
             running.spawn("status", peers::follow_status(path, sender, cancel.clone()));
             let address = config.web.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)));
-            start_http("web", address, web::router(snapshots), &mut running).await?;
+            let sessions = web::session::Sessions::default();
+            let setup = web::settings::router(Arc::new(settings::Services::connect(run_dir)), sessions);
+            start_http("web", address, web::router_with(snapshots, setup), &mut running).await?;
         }
     }
     running.finish().await

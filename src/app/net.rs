@@ -65,7 +65,7 @@ pub(super) fn start(config: &Config, running: &mut Running) -> anyhow::Result<()
         let (shown, asker) = (shown.clone(), asker.clone());
         async move { answer(request, shown, asker).await }
     };
-    let allowed = allowed(&["web", "console"]);
+    let allowed = allowed(&["web", "console", "settings"]);
     running.spawn("net socket", async move {
         ipc::serve(listener, allowed, cancel, answer).await;
         Ok(())

@@ -108,8 +108,10 @@ struct Init {
     logging: Option<Logging>,
     /// What else the loop listens to.
     sources: Vec<Box<dyn Source>>,
-    /// The services' program and flags; read at the first start, since /proc and the disk come before.
+    /// The services' program and the image's flags; read at the first start, since /proc and the disk come before.
     launch: Option<(PathBuf, Vec<String>)>,
+    /// The flags that the box is set to, as they were read last.
+    set: Vec<String>,
     /// How many processes of each service the kernel had killed for want of memory when it was started.
     oom_kills: HashMap<&'static str, u64>,
     /// What could not be set up as it should be.
@@ -130,6 +132,7 @@ impl Init {
             logging: None,
             sources: Vec::new(),
             launch: None,
+            set: Vec::new(),
             oom_kills: HashMap::new(),
             faults: Vec::new(),
         }
@@ -255,7 +258,7 @@ impl Init {
     /// Answers those who ask on the control socket.
     fn answer(&mut self) {
         let Some(mut control) = self.control.take() else { return };
-        let mut wishes = Vec::new();
+        let (mut wishes, mut renewed) = (Vec::new(), Vec::new());
         control.turn(Uptime::now(), |uid, request| match request {
             Request::Status => Reply::Status(self.status()),
             Request::Reboot => {
@@ -273,11 +276,18 @@ impl Init {
                 }
                 Err(error) => Reply::Failed(format!("the wish can't be kept: {error}")),
             },
+            Request::Restart(services) => {
+                renewed.extend(services.names());
+                Reply::Accepted
+            }
             Request::Recovery | Request::Normal | Request::Withdraw(_) | Request::Try { .. } | Request::Choose(_) => {
                 Reply::Refused("this build does not write slot records yet".to_owned())
             }
         });
         self.control = Some(control);
+        for service in renewed {
+            self.feed(Event::RestartRequested(service));
+        }
         for (ending, uid) in wishes {
             self.feed(Event::TerminationRequested(ending, Why::Asked(uid)));
         }

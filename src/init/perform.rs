@@ -16,9 +16,10 @@ use super::logging::Logging;
 use super::{Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed};
 use crate::config;
 use crate::secret::Secret;
+use crate::settings::{self, disk::Files};
 use crate::supervise::cmdline::{MAX_LINE, Parameters, words};
 use crate::supervise::mounts::{CRASH_DIR, Directory, Forbid, Mount};
-use crate::supervise::services::{SERVICES, SOCKETS_GID, Service};
+use crate::supervise::services::{KEY_VARIABLES, SERVICES, SOCKETS_GID, Service};
 use crate::supervise::sysctl::{Sysctl, took};
 use crate::supervise::{Action, Ending, Event, Place, Report, Signal, flags, seccomp};
 use crate::sys::process::{Confinement, Wiring};
@@ -170,9 +171,14 @@ impl Init {
     fn spawn(&mut self, service: &Service) -> Event {
         self.settle();
         let (log, parameters) = (&self.log, &self.parameters);
-        let (program, flags) = self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags)));
+        let (program, flags) =
+            self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags).unwrap_or_default()));
+        // Each time: someone may have set the box up since. What can't be read is as it was.
+        if let Some(set) = load_flags(log, &format!("{}/{}", settings::disk::DIRECTORY, settings::disk::FLAGS)) {
+            self.set = set;
+        }
         let fixed = service.args().map(str::to_owned);
-        let args: Vec<_> = fixed.into_iter().chain(flags.iter().cloned()).collect();
+        let args: Vec<_> = fixed.into_iter().chain(flags::merge(flags, &self.set, settings::is_flag)).collect();
         let group = Group::of(service.name);
         let (cgroup, refused) = group.enter(service);
         let confinement = Confinement {
@@ -189,6 +195,11 @@ impl Init {
             .iter()
             .filter_map(|name| Some((*name, Secret::new(config::variable(name)?.into_string().ok()?))))
             .collect();
+        if let Some(key) = service.environment.iter().find(|name| KEY_VARIABLES.contains(name)).and_then(|_| load_key())
+        {
+            environment.retain(|(name, _)| !KEY_VARIABLES.contains(name));
+            environment.push((KEY_VARIABLES[1], key));
+        }
         // sd_notify(3) and sd_watchdog_enabled(3).
         environment.push(("NOTIFY_SOCKET", Secret::new(service.notify_socket())));
         environment.push(("WATCHDOG_USEC", Secret::new(service.watchdog.as_micros().to_string())));
@@ -308,18 +319,29 @@ fn program() -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| PROGRAM.into())
 }
 
-fn load_flags(log: &Log, path: &str) -> Vec<String> {
+/// Omni's key that the box is set to.
+fn load_key() -> Option<Secret<String>> {
+    let octets = settings::disk::Directory::new(Path::new(settings::disk::DIRECTORY), None).read(settings::disk::KEY);
+    let text = String::from_utf8(octets.ok()??).ok()?;
+    Some(Secret::new(text)).filter(|text| !text.reveal().is_empty())
+}
+
+/// The flags of a file: none when there is no such file, `None` when it can't be read.
+fn load_flags(log: &Log, path: &str) -> Option<Vec<String>> {
     let mut text = Vec::new();
     let read = File::open(path).and_then(|file| file.take(flags::MAX_FILE as u64 + 1).read_to_end(&mut text));
     match read {
-        Ok(_) => flags::parse(&text).unwrap_or_else(|error| {
-            log.line(Level::Error, &format!("{path} does not count: it {error}"));
-            Vec::new()
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Ok(_) => match flags::parse(&text) {
+            Ok(flags) => Some(flags),
+            Err(error) => {
+                log.line(Level::Error, &format!("{path} does not count: it {error}"));
+                None
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Vec::new()),
         Err(error) => {
             log.line(Level::Error, &format!("cannot read {path}: {error}"));
-            Vec::new()
+            None
         }
     }
 }

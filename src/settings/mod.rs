@@ -8,6 +8,7 @@
 pub mod access;
 mod answers;
 pub mod console;
+pub mod desk;
 pub mod disk;
 pub mod file;
 pub mod form;

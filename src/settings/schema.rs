@@ -394,17 +394,18 @@ pub const MOST_ROWS: usize = crate::net::config::MOST_INTERFACES + 1;
 
 /// The path that is spelled most like `path`, if any is near.
 pub fn nearest(path: &str) -> Option<&'static str> {
-    let near = |field: &&Field| distance(field.path, path) <= 1 + path.len().min(40) / 6;
-    let name = path.rsplit("].").next().unwrap_or(path);
-    let of_row =
-        ROW.iter().find(|field| path.starts_with(ROWS) && distance(field.path, name) <= 1 + name.len().min(40) / 6);
-    let last = path.rsplit('.').next().unwrap_or(path);
+    let near = |a: &str, b: &str| Some(distance(a, b)).filter(|distance| *distance <= 1 + b.len().min(40) / 6);
+    if path.starts_with(ROWS) {
+        let name = path.rsplit("].").next().unwrap_or(path);
+        return ROW.iter().find(|field| near(field.path, name).is_some()).map(|field| field.path);
+    }
     // Written under another table, or under none.
+    let last = path.rsplit('.').next().unwrap_or(path);
     let elsewhere = || FIELDS.iter().find(|field| field.path.rsplit('.').next() == Some(last));
-    of_row
-        .or_else(|| FIELDS.iter().filter(near).min_by_key(|field| distance(field.path, path)))
-        .or_else(elsewhere)
-        .map(|field| field.path)
+    let exact = FIELDS.iter().find(|field| field.path == path).or_else(elsewhere);
+    let nearest =
+        || FIELDS.iter().filter_map(|field| Some((near(field.path, path)?, field))).min_by_key(|(near, _)| *near);
+    exact.or_else(|| nearest().map(|(_, field)| field)).map(|field| field.path)
 }
 
 /// How many octets have to be added, taken away or changed to make one text of the other (Levenshtein's distance); texts

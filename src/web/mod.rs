@@ -6,6 +6,8 @@
 pub mod guard;
 mod live;
 mod metrics;
+pub mod session;
+pub mod settings;
 mod view;
 
 use std::sync::Arc;
