@@ -18,6 +18,7 @@ mod pstore;
 mod record;
 mod seed;
 mod source;
+mod sticks;
 mod storage;
 mod watchdog;
 

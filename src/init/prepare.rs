@@ -1,4 +1,4 @@
-//! What has to be there before services start: drivers, the box's own disk, /data.
+//! What has to be there before services start: drivers, the box's own disk, /data, a configuration that someone brings.
 //!
 //! A process of its own, `init prepare`: a check of a large disk takes minutes, in which PID 1 goes on to listen and to
 //! feed the watchdog, and a crash of it is something that PID 1 sees. Whatever fails, it goes on: a box with a page that
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::devices::Devices;
 use super::log::{Level, Log};
-use super::{disks, log, storage};
-use crate::supervise::disk::{DATA, NoDisk, Origin};
+use super::{disks, log, sticks, storage};
+use crate::supervise::disk::{CONFIG, DATA, NoDisk, Origin};
 use crate::sys::uevent::Uevents;
 use crate::time::Uptime;
 
@@ -30,8 +30,14 @@ pub fn prepare() {
         Uevents::listen().inspect_err(|error| log.line(Level::Error, &format!("no word of devices: {error}"))).ok();
     let mut devices = Devices::open(&log);
     match wait_for_disk(&origin, devices.as_mut(), uevents.as_ref()) {
-        Ok(disk) => use_disk(&disk, &origin, &log),
-        Err(reason) => storage::use_memory(&format!("DEGRADED: no disk: {reason}"), &log),
+        Ok(disk) => {
+            let (configuration, lasting) = use_disk(&disk, &origin, &log);
+            sticks::take_in(Some(&disk), configuration, lasting, &log);
+        }
+        Err(reason) => {
+            storage::use_memory(&format!("DEGRADED: no disk: {reason}"), &log);
+            sticks::take_in(None, None, false, &log);
+        }
     }
     if let Some(devices) = &mut devices {
         devices.coldplug();
@@ -60,17 +66,26 @@ fn wait_for_disk(
     }
 }
 
-fn use_disk(disk: &Path, origin: &Origin, log: &Log) {
+/// Mounts /data; returns the partition for configurations, and whether what is written to /data lasts.
+fn use_disk(disk: &Path, origin: &Origin, log: &Log) -> (Option<PathBuf>, bool) {
     log.line(Level::Info, &format!("this box's disk is {}", disk.display()));
     let partitions = match disks::repair(disk, log) {
         Ok(partitions) => partitions,
-        Err(error) => return storage::use_memory(&format!("DEGRADED: {}: {error}", disk.display()), log),
-    };
-    let data = partitions.iter().find(|partition| partition.name == DATA);
-    match data.and_then(|data| disks::partition(disk, data.number)) {
-        Some(node) => {
-            storage::prepare(&node, origin.reset, log);
+        Err(error) => {
+            storage::use_memory(&format!("DEGRADED: {}: {error}", disk.display()), log);
+            return (None, false);
         }
-        None => storage::use_memory("DEGRADED: the disk has no data partition", log),
-    }
+    };
+    let node = |name: &str| {
+        let found = partitions.iter().find(|partition| partition.name == name);
+        found.and_then(|partition| disks::partition(disk, partition.number))
+    };
+    let lasting = match node(DATA) {
+        Some(node) => storage::prepare(&node, origin.reset, log),
+        None => {
+            storage::use_memory("DEGRADED: the disk has no data partition", log);
+            false
+        }
+    };
+    (node(CONFIG), lasting)
 }

@@ -33,7 +33,8 @@ pub fn parse(octets: &[u8]) -> Parsed {
     };
     // What some editors put before a text.
     let plain = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let (document, errors) = DeTable::parse_recoverable(plain);
+    let (document, mut errors) = DeTable::parse_recoverable(plain);
+    errors.sort_by_key(|error| error.span().map_or(0, |span| span.start));
     for error in errors {
         // The text of the line is left out: it may hold a secret.
         let at = error.span().map_or(0, |span| span.start).min(plain.len());

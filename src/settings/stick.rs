@@ -104,11 +104,13 @@ pub struct Places<'a, F: Files, S: Files> {
     pub net: &'a mut F,
     /// Where [`NAME`] is looked for.
     pub stick: &'a mut S,
+    /// Whether what the box keeps outlives the power. If not, the file counts until then, and is left as it is.
+    pub lasting: bool,
 }
 
 /// Takes the file in, unless that was done before. `salt` is random.
 pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> Outcome {
-    let Places { settings, net, stick } = places;
+    let Places { settings, net, stick, lasting } = places;
     let octets = match stick.read(NAME) {
         Ok(None) => return Outcome::None,
         Ok(Some(octets)) => octets,
@@ -152,6 +154,15 @@ pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> 
             return report(stick, Outcome::Faults(faults), None);
         }
     };
+    if !lasting {
+        let lacks = vec![
+            "the box has no disk to keep it on: it counts until the power goes away; the file is as it was".to_owned(),
+        ];
+        return match disk::save(settings, &new, salt).and_then(|()| adopt(net, &new)) {
+            Ok(()) => report(stick, Outcome::Applied { lacks }, Some(&new)),
+            Err(error) => report(stick, Outcome::Failed(error), None),
+        };
+    }
     let scrubbed = scrub(&octets, &parsed.secrets);
     let pending = (scrubbed != octets).then(|| Pending::new(&octets, parsed.secrets));
     let note = Taken { original, scrubbed: hash(&scrubbed), pending };
@@ -254,7 +265,10 @@ fn words(outcome: &Outcome, settings: Option<&Settings>) -> String {
                     let _ = writeln!(text, "- {path} = {shown}");
                 }
             }
-            let _ = writeln!(text, "\nWhat is not named has its default. Secrets were removed from the file.");
+            let _ = writeln!(
+                text,
+                "\nWhat is not named has its default. Secrets are removed from the file once the box keeps them."
+            );
             lacks.iter().try_for_each(|lack| writeln!(text, "\nBUT: {lack}"))
         }
     };

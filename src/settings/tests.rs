@@ -378,7 +378,7 @@ fn boxed(files: [BTreeMap<String, Vec<u8>>; 3]) -> [Recorder; 3] {
 
 fn insert(parts: &mut [Recorder; 3]) -> Outcome {
     let [settings, net, stick] = parts;
-    stick::take_in(Places { settings, net, stick }, [9; 16])
+    stick::take_in(Places { settings, net, stick, lasting: true }, [9; 16])
 }
 
 fn site(name: &str) -> String {
@@ -456,6 +456,17 @@ fn a_stick_is_taken_in_once_and_again_when_someone_writes_it_anew() {
 }
 
 #[test]
+fn a_box_that_forgets_leaves_the_secrets_where_they_are() {
+    let file = site("a").into_bytes();
+    let mut parts = boxed([BTreeMap::new(), BTreeMap::new(), BTreeMap::from([(stick::NAME.to_owned(), file.clone())])]);
+    let [settings, net, stick] = &mut parts;
+    let outcome = stick::take_in(Places { settings, net, stick, lasting: false }, [9; 16]);
+    assert!(matches!(outcome, Outcome::Applied { lacks } if lacks.len() == 1));
+    assert_eq!((&parts[2].files[stick::NAME], disk::load(&parts[0]).kept.key), (&file, true));
+    assert!(!parts[0].files.contains_key(stick::TAKEN));
+}
+
+#[test]
 fn a_stick_with_faults_changes_nothing_and_says_all_of_them() {
     for (octets, says) in [
         (b"hostname = \"-\"\ncolour = 1\n".to_vec(), vec!["- hostname: ", "- colour: "]),
@@ -483,8 +494,9 @@ fn a_real_directory_follows_no_link_and_keeps_what_it_has() {
     let mut all = ["settings", "net", "stick"].map(|name| Directory::new(&root.path().join(name), None));
     all.iter().for_each(|directory| directory.make().unwrap());
     let [settings, net, stick] = &mut all;
-    let mut insert =
-        || stick::take_in(Places { settings: &mut *settings, net: &mut *net, stick: &mut *stick }, [9; 16]);
+    let mut insert = || {
+        stick::take_in(Places { settings: &mut *settings, net: &mut *net, stick: &mut *stick, lasting: true }, [9; 16])
+    };
     assert!(matches!(insert(), Outcome::None));
     let (file, elsewhere) = (root.path().join("stick").join(stick::NAME), root.path().join("elsewhere"));
     std::fs::write(&elsewhere, site("a")).unwrap();

@@ -281,13 +281,15 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 7] = ["net", "store", "images", "provider", "dhcp", "tftp", "web"];
+const NAMES: [&str; 8] = ["net", "store", "images", "provider", "dhcp", "tftp", "settings", "web"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let before = host_mounts();
     let Some(mut running) = Running::scripted(true) else { return };
-    wait_until("all services run", || running.record().iter().filter(|line| line.starts_with("start")).count() == 7);
+    wait_until("all services run", || {
+        running.record().iter().filter(|line| line.starts_with("start")).count() == NAMES.len()
+    });
 
     let log = running.log();
     let started = |name: &str| position(&log, &format!("{name}: runs as "));
@@ -307,6 +309,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("provider", 904, 0),
         ("dhcp", 905, 1 << 10 | 1 << 13),
         ("tftp", 906, 1 << 10),
+        ("settings", 910, 0),
         ("web", 907, 1 << 10),
     ] {
         let status = lines(&running.dir.path().join(format!("box/record/{name}.status"))).join("\n");

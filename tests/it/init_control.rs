@@ -22,7 +22,7 @@ if ($name eq "tftp") {
 }
 "#;
 
-fn ask(socket: &Path, request: Request) -> Reply {
+pub fn ask(socket: &Path, request: Request) -> Reply {
     let connection = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
     connection.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     connection.connect(&SockAddr::unix(socket).unwrap()).unwrap();
