@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn the_kernel_says_who_a_sender_is_and_not_the_sender() {
-        for (uid, name) in [(907, "web"), (0, "init"), (901, "journal"), (1000, "uid 1000")] {
+        for (uid, name) in [(907, "web"), (0, "init"), (908, "journal"), (1000, "uid 1000")] {
             assert_eq!(service(uid), name);
         }
         let message = wire::decode(b"SYSLOG_IDENTIFIER=init\nPRIORITY=3\nMESSAGE=I am init\nCODE_LINE=7\n");

@@ -23,4 +23,4 @@ pub const DIRECTORY: &str = "/data/pilotlight/journal";
 /// Beside the chunks: the file whose time of change says how late it was at least.
 pub const CLOCK_FILE: &str = "clock";
 /// The journal's own user.
-pub const UID: u32 = 901;
+pub const UID: u32 = 908;

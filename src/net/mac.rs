@@ -53,7 +53,11 @@ impl FromStr for Mac {
         let mut octets = [0; 6];
         let mut parts = text.trim().split([':', '-']);
         for octet in &mut octets {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(no)?;
+            let part = parts.next().ok_or_else(no)?;
+            // `from_str_radix` takes a sign, too.
+            if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(no());
+            }
             *octet = u8::from_str_radix(part, 16).map_err(|_| no())?;
         }
         if parts.next().is_none() { Ok(Self(octets)) } else { Err(no()) }

@@ -172,7 +172,7 @@ mod tests {
     fn no_service_is_root_or_shares_its_user() {
         let uids: HashSet<_> = SERVICES.iter().map(|service| service.uid).collect();
         assert_eq!(uids.len(), SERVICES.len());
-        assert!(!uids.contains(&0) && !uids.contains(&SOCKETS_GID));
+        assert!([0, SOCKETS_GID, crate::journal::UID].iter().all(|other| !uids.contains(other)));
     }
 
     #[test]

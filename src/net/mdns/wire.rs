@@ -197,6 +197,8 @@ impl Message {
             return None;
         }
         let counts = [reader.u16()?, reader.u16()?, reader.u16()?].map(usize::from);
+        // How many additional records there are, which are not read.
+        reader.u16()?;
         let mut message = Self { id, response: flags & 0x8000 != 0, ..Self::default() };
         if counts.iter().sum::<usize>() > MOST_ENTRIES {
             return None;
