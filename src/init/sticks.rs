@@ -20,8 +20,8 @@ use crate::sys::{mount, random};
 /// Where each is mounted, one after the other.
 const TARGET: &str = "/run/stick";
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-/// The kernel's defaults but for names that are no ASCII.
-const OPTIONS: &str = "utf8=1";
+/// Tables that the image's kernel has whatever its defaults are; the names that are looked for are ASCII.
+const OPTIONS: &str = "codepage=437,iocharset=ascii";
 /// File systems that are looked at; a box with more has none of them for us.
 const MOST: usize = 16;
 

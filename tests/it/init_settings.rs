@@ -28,7 +28,7 @@ fn a_service_that_is_told_of_starts_anew_with_what_is_set() {
     };
     let Some(mut running) = Running::start(&setup, |_| {}) else { return };
     let socket = || running.path("run/pilotlight/init.sock");
-    wait_until("init listens", || socket().exists());
+    running.wait_for_log("web: runs as");
     wait_until("all are ready", || status(&socket()).services.iter().all(|service| service.ready));
     assert!(running.written("provider.environment").contains(&"SIDERO_SERVICE_ACCOUNT_KEY=of-the-image".to_owned()));
 
