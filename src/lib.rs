@@ -29,6 +29,7 @@ pub mod lab;
 pub mod net;
 pub mod netboot;
 pub mod omni;
+pub mod settings;
 pub mod store;
 pub mod sys;
 pub mod telemetry;

@@ -16,6 +16,8 @@ use crate::console::{Request, View};
 use crate::ipc;
 use crate::net::status::NetworkStatus;
 use crate::net::trial::{self, Refused};
+use crate::secret::Secret;
+use crate::settings::desk::{Answer, Ask};
 use crate::supervise::control;
 use crate::supervise::terminals::{ACTIVE, terminals};
 
@@ -58,6 +60,7 @@ struct Peers {
     network: ipc::Client<NetRequest, NetResponse>,
     changes: ipc::Client<NetRequest, NetResponse>,
     provider: ipc::Client<(), String>,
+    settings: ipc::Client<Ask, Answer>,
     view: View,
 }
 
@@ -73,6 +76,7 @@ impl Peers {
             network: ipc::Client::new(&network, STATUS_TIMEOUT),
             changes: ipc::Client::new(&network, CHANGE_TIMEOUT),
             provider: ipc::Client::new(&provider, STATUS_TIMEOUT),
+            settings: ipc::Client::new(&socket(&config.run_dir, "settings"), STATUS_TIMEOUT),
             view,
         }
     }
@@ -122,7 +126,11 @@ impl Peers {
             Ok(NetResponse::Status(json)) => serde_json::from_str::<NetworkStatus>(&json).ok(),
             Ok(NetResponse::Changed(_)) | Err(_) => None,
         };
-        self.view.setup = Setup::Unknown;
+        self.view.setup = match self.settings.call(&Ask::Code).await {
+            Ok(Answer::Code(Some(code))) => Setup::Code(Secret::new(code)),
+            Ok(Answer::Code(None)) => Setup::Done,
+            Ok(_) | Err(_) => Setup::Unknown,
+        };
     }
 
     /// Does what was asked for; an error is a reason in words.

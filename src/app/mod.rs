@@ -9,6 +9,7 @@ mod core;
 mod health;
 pub mod net;
 mod peers;
+mod settings;
 mod status;
 mod view;
 
@@ -69,6 +70,8 @@ pub enum ServiceName {
     Tftp,
     /// Keeps and serves boot images.
     Images,
+    /// Keeps the box's configuration and its setup code.
+    Settings,
     /// Serves the status page.
     Web,
     /// Shows the box on its screen and serial lines, and takes what is typed there.
@@ -92,6 +95,7 @@ impl ServiceName {
             Self::Dhcp => "dhcp",
             Self::Tftp => "tftp",
             Self::Images => "images",
+            Self::Settings => "settings",
             Self::Web => "web",
             Self::Console => "console",
             Self::Update => "update",
@@ -225,14 +229,17 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let listener = ipc::bind(&socket(run_dir, "images")).context("images socket")?;
             running.spawn("images", peers::serve_images(listener, allowed(&["provider"]), cache, cancel.clone()));
         }
+        ServiceName::Settings => settings::start(&config, &mut running)?,
         ServiceName::Web => {
             let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
             let path = socket(run_dir, "provider");
             running.spawn("status", peers::follow_status(path, sender, cancel.clone()));
             let address = config.web.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)));
-            let updates =
-                web::update::routes(update::service::client(&socket(run_dir, "update")), Arc::new(web::guard::Closed));
-            start_http("web", address, web::router_with(snapshots, updates), &mut running).await?;
+            let sessions = web::session::Sessions::default();
+            let updates = update::service::client(&socket(run_dir, "update"));
+            let updates = web::update::routes(updates, Arc::new(sessions.clone()));
+            let setup = web::settings::router(Arc::new(settings::Services::connect(run_dir)), sessions);
+            start_http("web", address, web::router_with(snapshots, setup.merge(updates)), &mut running).await?;
         }
         ServiceName::Update => {
             let listener = ipc::bind(&socket(run_dir, "update")).context("update socket")?;

@@ -38,7 +38,11 @@ pub enum NetResponse {
 
 /// Starts the service's tasks.
 pub(super) fn start(config: &Config, running: &mut Running) -> anyhow::Result<()> {
-    let paths = Paths { state: config.state_dir.join("net"), run: config.run_dir.join("net") };
+    let paths = Paths {
+        state: config.state_dir.join("net"),
+        run: config.run_dir.join("net"),
+        hostname: config.hostname.clone(),
+    };
     let listener = ipc::bind(&socket(&config.run_dir, "net")).context("net socket")?;
     let cancel = running.cancel.clone();
     let (asker, requests) = mpsc::channel(REQUESTS);
@@ -62,7 +66,7 @@ pub(super) fn start(config: &Config, running: &mut Running) -> anyhow::Result<()
         let (shown, asker) = (shown.clone(), asker.clone());
         async move { answer(request, shown, asker).await }
     };
-    let allowed = allowed(&["web", "console"]);
+    let allowed = allowed(&["web", "console", "settings"]);
     running.spawn("net socket", async move {
         ipc::serve(listener, allowed, cancel, answer).await;
         Ok(())

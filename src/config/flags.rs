@@ -197,6 +197,9 @@ pub struct OwnFlags {
     /// Let `service net` set this machine's links, addresses, routes and clock; the appliance's image says so
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_name = "BOOL")]
     pub manage_network: bool,
+    /// What `service net` calls this machine, a DNS label [default: pilotlight- and the end of its lowest MAC address]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub hostname: String,
     /// Port of the DHCP proxy
     #[arg(long, default_value = "67")]
     pub dhcp_port: u16,

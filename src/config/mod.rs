@@ -78,6 +78,8 @@ pub struct Config {
     pub manage_network: bool,
     /// Updates of the appliance.
     pub update: UpdateConfig,
+    /// What `service net` calls this machine; `None` for a name of its own making.
+    pub hostname: Option<String>,
     /// What is accepted but does nothing, to be said once at start.
     pub notices: Vec<String>,
 }
@@ -244,6 +246,13 @@ impl Config {
                 "write it with http:// or https://",
             );
         }
+        if !own.hostname.is_empty() && (own.hostname.len() > 63 || !is_dns_label(&own.hostname)) {
+            fault(
+                "--hostname",
+                format!("{:?} is no DNS label", own.hostname),
+                "use lower-case letters, digits and dashes, at most 63",
+            );
+        }
         if own.poll_interval < Duration::from_millis(100) {
             fault("--poll-interval", "below 100ms".into(), "BMCs hang when polled too often; 30s is a good interval");
         }
@@ -328,6 +337,7 @@ impl Config {
             image_cache_size: own.image_cache_size,
             manage_network: own.manage_network,
             update: UpdateConfig { keys, disk: own.update_disk_path.clone(), stick: own.update_stick_path.clone() },
+            hostname: some_text(&own.hostname),
             notices,
         })
     }

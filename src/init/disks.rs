@@ -34,6 +34,21 @@ fn names() -> Vec<String> {
     names
 }
 
+/// Every disk and partition that is not the `own` disk or on it.
+pub(super) fn others(own: Option<&Path>) -> Vec<PathBuf> {
+    let own = own.and_then(Path::file_name);
+    let entries = fs::read_dir(BLOCK).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_other = |path: &PathBuf| {
+        // A partition's directory lies in its disk's.
+        let real = fs::canonicalize(path).unwrap_or_default();
+        own.is_none_or(|own| real.file_name() != Some(own) && real.parent().and_then(Path::file_name) != Some(own))
+    };
+    let mut nodes: Vec<_> =
+        entries.filter(is_other).filter_map(|path| Some(Path::new("/dev").join(path.file_name()?))).collect();
+    nodes.sort();
+    nodes
+}
+
 /// What a disk says of itself; `None` without a partition table.
 fn inspect(origin: &Origin, name: String) -> Option<Disk> {
     let file = File::open(Path::new("/dev").join(&name)).ok()?;

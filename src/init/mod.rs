@@ -20,6 +20,7 @@ mod records;
 mod seed;
 mod slots;
 mod source;
+mod sticks;
 mod storage;
 mod terminals;
 mod watchdog;
@@ -115,8 +116,10 @@ struct Init {
     slots: Option<SyncSender<slots::Job>>,
     /// What else the loop listens to.
     sources: Vec<Box<dyn Source>>,
-    /// The services' program and flags; read at the first start, since /proc and the disk come before.
+    /// The services' program and the image's flags; read at the first start, since /proc and the disk come before.
     launch: Option<(PathBuf, Vec<String>)>,
+    /// The flags that the box is set to, as they were read last.
+    set: Vec<String>,
     /// How many processes of each service the kernel had killed for want of memory when it was started.
     oom_kills: HashMap<&'static str, u64>,
     /// What could not be set up as it should be.
@@ -138,6 +141,7 @@ impl Init {
             slots: None,
             sources: Vec::new(),
             launch: None,
+            set: Vec::new(),
             oom_kills: HashMap::new(),
             faults: Vec::new(),
         }
@@ -270,6 +274,10 @@ impl Init {
                 Request::Status => return Some(Reply::Status(self.status())),
                 Request::Reboot => (end(Ending::Reboot), Some(Reply::Accepted)),
                 Request::PowerOff => (end(Ending::PowerOff), Some(Reply::Accepted)),
+                Request::Restart(services) => {
+                    events.extend(services.names().map(Event::RestartRequested));
+                    return Some(Reply::Accepted);
+                }
                 Request::FactoryReset => (wish(Wish::Reset), None),
                 Request::Recovery => (wish(Wish::Recovery(true)), None),
                 Request::Normal => (wish(Wish::Recovery(false)), None),

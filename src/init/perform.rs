@@ -19,10 +19,11 @@ use super::{
 };
 use crate::config;
 use crate::secret::Secret;
+use crate::settings::{self, disk::Directory as Kept, disk::Files};
 use crate::slots::Slot;
 use crate::supervise::cmdline::{MAX_LINE, Parameters, words};
 use crate::supervise::mounts::{CRASH_DIR, Directory, Forbid, Mount};
-use crate::supervise::services::{self, SERVICES, SOCKETS_GID, Service};
+use crate::supervise::services::{self, KEY_VARIABLES, SERVICES, SOCKETS_GID, Service};
 use crate::supervise::sysctl::{Sysctl, took};
 use crate::supervise::{Action, Ending, Event, Place, Report, Signal, disk, flags, seccomp};
 use crate::sys::process::{Confinement, Wiring};
@@ -219,8 +220,13 @@ impl Init {
             terminals::hand_over(service.uid, log);
         }
         let (program, flags) = self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags)));
+        // Each time: someone may have set the box up since. What can't be read is as it was.
+        match load_set() {
+            Ok(set) => self.set = set,
+            Err(error) => log.line(Level::Error, &format!("what the box is set to can't be read: {error}")),
+        }
         let fixed = service.args().map(str::to_owned);
-        let args: Vec<_> = fixed.into_iter().chain(flags.iter().cloned()).collect();
+        let args: Vec<_> = fixed.into_iter().chain(flags::merge(flags, &self.set, settings::is_flag)).collect();
         let group = Group::of(service.name);
         let (cgroup, refused) = group.enter(service);
         let confinement = Confinement {
@@ -237,6 +243,11 @@ impl Init {
             .iter()
             .filter_map(|name| Some((*name, Secret::new(config::variable(name)?.into_string().ok()?))))
             .collect();
+        if let Some(key) = service.environment.iter().find(|name| KEY_VARIABLES.contains(name)).and_then(|_| load_key())
+        {
+            environment.retain(|(name, _)| !KEY_VARIABLES.contains(name));
+            environment.push((KEY_VARIABLES[1], key));
+        }
         // sd_notify(3) and sd_watchdog_enabled(3).
         environment.push(("NOTIFY_SOCKET", Secret::new(service.notify_socket())));
         environment.push(("WATCHDOG_USEC", Secret::new(service.watchdog.as_micros().to_string())));
@@ -363,6 +374,19 @@ fn make_directory(plan: &Directory) -> io::Result<()> {
 fn program() -> PathBuf {
     let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("pilotlight")));
     beside.filter(|path| path.is_file()).unwrap_or_else(|| PROGRAM.into())
+}
+
+/// Omni's key that the box is set to.
+fn load_key() -> Option<Secret<String>> {
+    let octets = Kept::new(Path::new(settings::disk::DIRECTORY), None).read(settings::disk::KEY);
+    let text = String::from_utf8(octets.ok()??).ok()?;
+    Some(Secret::new(text)).filter(|text| !text.reveal().is_empty())
+}
+
+/// The flags that the box is set to. The directory is another user's: nothing in it may keep PID 1.
+fn load_set() -> io::Result<Vec<String>> {
+    let octets = Kept::new(Path::new(settings::disk::DIRECTORY), None).read(settings::disk::FLAGS)?;
+    flags::parse(&octets.unwrap_or_default()).map_err(io::Error::other)
 }
 
 fn load_flags(log: &Log, path: &str) -> Vec<String> {

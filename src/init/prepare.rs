@@ -1,4 +1,4 @@
-//! What has to be there before services start: drivers, the box's own disk, /data.
+//! What has to be there before services start: drivers, the box's own disk, /data, a configuration that someone brings.
 //!
 //! A process of its own, `init prepare`: a check of a large disk takes minutes, in which PID 1 goes on to listen and to
 //! feed the watchdog, and a crash of it is something that PID 1 sees. Whatever fails, it goes on: a box with a page that
@@ -11,9 +11,9 @@ use std::time::Duration;
 use super::devices::Devices;
 use super::log::{Level, Log};
 use super::records::Kept;
-use super::{disks, log, storage};
+use super::{disks, log, sticks, storage};
 use crate::slots::Booted;
-use crate::supervise::disk::{DATA, NoDisk, Origin, STATE};
+use crate::supervise::disk::{CONFIG, DATA, NoDisk, Origin, STATE};
 use crate::sys::uevent::Uevents;
 use crate::time::Uptime;
 
@@ -33,8 +33,14 @@ pub fn prepare() {
         Uevents::listen().inspect_err(|error| log.line(Level::Error, &format!("no word of devices: {error}"))).ok();
     let mut devices = Devices::open(&log);
     match wait_for_disk(&origin, devices.as_mut(), uevents.as_ref()) {
-        Ok(disk) => use_disk(&disk, &origin, booted.as_ref(), &log),
-        Err(reason) => storage::use_memory(&format!("DEGRADED: no disk: {reason}"), &log),
+        Ok(disk) => {
+            let (configuration, lasting) = use_disk(&disk, &origin, booted.as_ref(), &log);
+            sticks::take_in(Some(&disk), configuration, lasting, &log);
+        }
+        Err(reason) => {
+            storage::use_memory(&format!("DEGRADED: no disk: {reason}"), &log);
+            sticks::take_in(None, None, false, &log);
+        }
     }
     if let Some(devices) = &mut devices {
         devices.coldplug();
@@ -63,11 +69,15 @@ fn wait_for_disk(
     }
 }
 
-fn use_disk(disk: &Path, origin: &Origin, booted: Option<&Booted>, log: &Log) {
+/// Mounts /data; returns the partition for configurations, and whether what is written to /data lasts.
+fn use_disk(disk: &Path, origin: &Origin, booted: Option<&Booted>, log: &Log) -> (Option<PathBuf>, bool) {
     log.line(Level::Info, &format!("this box's disk is {}", disk.display()));
     let partitions = match disks::repair(disk, log) {
         Ok(partitions) => partitions,
-        Err(error) => return storage::use_memory(&format!("DEGRADED: {}: {error}", disk.display()), log),
+        Err(error) => {
+            storage::use_memory(&format!("DEGRADED: {}: {error}", disk.display()), log);
+            return (None, false);
+        }
     };
     disks::name(disk, &partitions, log);
     let node = |name: &str| {
@@ -77,13 +87,18 @@ fn use_disk(disk: &Path, origin: &Origin, booted: Option<&Booted>, log: &Log) {
     let mut kept = booted.zip(node(STATE)).and_then(|(booted, state)| Kept::open(&state, booted, log));
     // Where the wish can't be kept, it is fulfilled all the same; a power cut may then leave half.
     let reset = origin.reset || kept.as_mut().is_some_and(Kept::wants_reset);
-    match node(DATA) {
+    let lasting = match node(DATA) {
         Some(data) => {
             let lasting = storage::prepare(&data, reset, log);
             if let Some(kept) = kept.as_mut().filter(|_| reset && lasting) {
                 kept.reset_done();
             }
+            lasting
         }
-        None => storage::use_memory("DEGRADED: the disk has no data partition", log),
-    }
+        None => {
+            storage::use_memory("DEGRADED: the disk has no data partition", log);
+            false
+        }
+    };
+    (node(CONFIG), lasting)
 }

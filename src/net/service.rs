@@ -34,13 +34,15 @@ const ROUNDS: usize = 8;
 /// Events of ports that wait.
 const REPORTS: usize = 64;
 
-/// Where the service keeps what.
+/// Where the service keeps what, and what it is told when it starts.
 #[derive(Clone, Debug)]
 pub struct Paths {
     /// What outlives a power cut: the configuration, the former addresses.
     pub state: PathBuf,
     /// What belongs to this run: resolv.conf.
     pub run: PathBuf,
+    /// What a person calls the box, if anything.
+    pub hostname: Option<String>,
 }
 
 /// A request and who waits for its outcome.
@@ -415,8 +417,11 @@ impl Service {
         ports
     }
 
-    /// `pilotlight-` and the end of the lowest MAC address: the same whatever order the kernel finds the ports in.
+    /// What a person calls it, else `pilotlight-` and the end of the lowest MAC address: the same whatever order the kernel finds the ports in.
     fn hostname(&self) -> String {
+        if let Some(name) = &self.paths.hostname {
+            return name.clone();
+        }
         let ports = self.links.iter().filter(|link| link.shape == Shape::Port && link.permanent.is_station());
         let lowest = ports.map(|link| link.permanent).min();
         lowest.map_or_else(|| "pilotlight".to_owned(), |mac| format!("pilotlight-{}", mac.tail()))

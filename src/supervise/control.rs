@@ -46,7 +46,29 @@ pub enum Request {
     },
     /// Trust this slot: no record tells which one is good.
     Choose(slots::Slot),
+    /// Start these services anew: what they are told when they start has changed.
+    Restart(Services),
 }
+
+/// Some services of the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Services(u32);
+
+impl Services {
+    /// Those of these names; others are left out.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let bit = |name| services::SERVICES.iter().position(|service| service.name == name).map_or(0, |at| 1 << at);
+        Self(names.into_iter().map(bit).fold(0, std::ops::BitOr::bitor))
+    }
+
+    /// Their names, in the table's order.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let all = services::SERVICES.iter().enumerate();
+        all.filter(move |(at, _)| self.0 >> at & 1 == 1).map(|(_, service)| service.name)
+    }
+}
+
+const _: () = assert!(services::SERVICES.len() <= 32, "a bit each");
 
 /// What is answered.
 #[allow(clippy::large_enum_variant, reason = "one at a time, on its way into or out of octets")]
@@ -170,6 +192,7 @@ fn is_duty(service: &str, request: &Request) -> bool {
             matches!(service, "web" | "console")
         }
         Request::Withdraw(_) | Request::Try { .. } => service == "update",
+        Request::Restart(_) => service == "settings",
     }
 }
 
@@ -179,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    fn all() -> [Request; 9] {
+    fn all() -> [Request; 10] {
         let longest = slots::Version::parse(&format!("1.2.3-{}", "x".repeat(34))).unwrap();
         [
             Request::Status,
@@ -191,6 +214,7 @@ mod tests {
             Request::Withdraw(slots::Slot::A),
             Request::Try { slot: slots::Slot::B, version: longest, asked: true },
             Request::Choose(slots::Slot::B),
+            Request::Restart(Services(u32::MAX)),
         ]
     }
 
@@ -199,6 +223,12 @@ mod tests {
         for request in all() {
             let of_slots = matches!(request, Request::Withdraw(_) | Request::Try { .. });
             assert!(may(0, &request));
+            let restart = matches!(request, Request::Restart(_));
+            assert_eq!(may(910, &request), restart || request == Request::Status, "{request:?}");
+            if restart {
+                assert!(!may(907, &request) && !may(905, &request));
+                continue;
+            }
             assert_eq!(may(907, &request), !of_slots, "{request:?}");
             assert_eq!(may(909, &request), !of_slots, "{request:?}");
             let of_updates = matches!(request, Request::Status | Request::Reboot);
@@ -222,6 +252,13 @@ mod tests {
             assert!(encode(&request).len() <= MAX_REQUEST);
             assert_eq!(decode::<Request>(&encode(&request)), Ok(request));
         }
+    }
+
+    #[test]
+    fn services_are_told_by_name() {
+        let some = Services::of(["web", "net", "none"]);
+        assert_eq!(some.names().collect::<Vec<_>>(), ["net", "web"]);
+        assert_eq!(Services::default().names().count(), 0);
     }
 
     proptest! {

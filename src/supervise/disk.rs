@@ -10,6 +10,8 @@ const ALIGNMENT: u64 = 2048;
 pub const LEAST_GROWTH: u64 = 16_384;
 /// The name of the data partition; it is the last one.
 pub const DATA: &str = "data";
+/// The name of the partition on which any computer can put a configuration.
+pub const CONFIG: &str = "config";
 /// The name of the partition that the boot loader writes to.
 pub const STATE: &str = "state";
 

@@ -8,7 +8,7 @@ use super::event::{Action, Exit, Report, Signal};
 use super::notify::Notice;
 use super::restart::{HEALTHY_AFTER, History};
 use super::services::Service;
-use super::shutdown::VANISH;
+use super::shutdown::{GRACE, VANISH};
 use crate::time::Uptime;
 
 /// Those that depend on a service wait no longer for it to be ready.
@@ -79,6 +79,8 @@ pub(super) struct Entry {
     history: History,
     restarts: u32,
     says: String,
+    /// Whether its end is wanted, and no failure.
+    renewing: bool,
     /// When it is too late to hope for a critical service.
     doom: Option<Uptime>,
 }
@@ -95,6 +97,7 @@ impl Entry {
             history: History::default(),
             restarts: 0,
             says: String::new(),
+            renewing: false,
             doom: None,
         }
     }
@@ -161,8 +164,30 @@ impl Entry {
         }
     }
 
+    /// It is wanted anew, with what it is told now. What failed before says nothing of that.
+    pub(super) fn renew(&mut self, now: Uptime, actions: &mut Vec<Action>) {
+        self.history = History::default();
+        (self.degraded, self.doom) = (false, None);
+        match self.state {
+            State::Running { pid, since, ready, .. } => {
+                actions.push(Action::Signal { pid, signal: Signal::Term });
+                self.renewing = true;
+                self.state = State::Aborting { pid, since, ready, step: Abort::Asked { until: now + GRACE } };
+            }
+            State::Pausing { .. } => self.state = State::Pausing { until: now },
+            // It is started with what it is told then, or is on its way down.
+            State::Waiting | State::Starting | State::Aborting { .. } | State::Stopped => {}
+        }
+    }
+
     /// Its process has ended, or could not be started.
     pub(super) fn ended(&mut self, now: Uptime, exit: Option<Exit>, jitter: u8) -> Action {
+        if std::mem::take(&mut self.renewing) {
+            self.state = State::Pausing { until: now };
+            self.last = exit.or(self.last);
+            let (service, pause) = (self.service.name, Duration::ZERO);
+            return Action::Report(Report::Restarting { service, exit, pause, degraded: false });
+        }
         // Only time in which it did its work speaks for it.
         let ran = match self.state {
             State::Running { ready: Ready::Since(since), .. } | State::Aborting { ready: Ready::Since(since), .. } => {

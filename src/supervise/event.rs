@@ -177,6 +177,8 @@ pub enum Event {
     Deadline,
     /// Someone who may asks for the end.
     TerminationRequested(Ending, Why),
+    /// Someone who may wants this service started anew: what it is told when it starts has changed.
+    RestartRequested(&'static str),
 }
 
 /// A signal to a process.

@@ -34,6 +34,15 @@ pub fn parse(file: &[u8]) -> Result<Vec<String>, Invalid> {
     if flags.len() > MAX_FLAGS { Err(Invalid::TooMany) } else { Ok(flags) }
 }
 
+/// The image's flags and those that the box is `set` to; of a name in both the latter counts, and only those that
+/// `may_be_set` are taken. A flag without a value is one of its name.
+pub fn merge(image: &[String], set: &[String], may_be_set: impl Fn(&str) -> bool) -> Vec<String> {
+    let name = |flag: &str| flag.split('=').next().unwrap_or_default().to_owned();
+    let set: Vec<_> = set.iter().filter(|flag| may_be_set(flag)).cloned().collect();
+    let covered = |flag: &&String| set.iter().any(|other| name(other) == name(flag));
+    image.iter().filter(|flag| !covered(flag)).cloned().chain(set.iter().cloned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -47,6 +56,17 @@ mod tests {
         assert_eq!(parse(b"a\0b"), Err(Invalid::NoText));
         assert_eq!(parse(&[b'\n'; MAX_FILE + 1]), Err(Invalid::TooLong));
         assert_eq!(parse("--a\n".repeat(MAX_FLAGS + 1).as_bytes()), Err(Invalid::TooMany));
+    }
+
+    #[test]
+    fn what_the_box_is_set_to_counts_and_nothing_else_passes() {
+        let owned = |flags: &[&str]| flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
+        let (image, set) = (
+            owned(&["--id=a", "--debug", "--run-dir=/r"]),
+            owned(&["--id=b", "--state-dir=/etc", "--poll-interval=1s"]),
+        );
+        let merged = merge(&image, &set, |flag| !flag.starts_with("--state-dir"));
+        assert_eq!(merged, ["--debug", "--run-dir=/r", "--id=b", "--poll-interval=1s"]);
     }
 
     proptest! {

@@ -151,6 +151,13 @@ impl Supervisor {
             Event::ChildExited { pid, .. } if self.preparing == Some(pid) => self.prepared(&mut actions),
             Event::ChildExited { pid, exit, jitter } => self.child_exited(now, pid, exit, jitter, &mut actions),
             Event::ChildrenGone | Event::Deadline => {}
+            Event::RestartRequested(service) => {
+                if let Some(entry) = self.entry(service)
+                    && entry.state != State::Stopped
+                {
+                    entry.renew(now, &mut actions);
+                }
+            }
             Event::TerminationRequested(ending, why) => self.terminate(now, ending, why, &mut actions),
         }
         self.proceed(now, children_gone, &mut actions);

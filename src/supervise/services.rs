@@ -142,6 +142,7 @@ pub const SERVICES: &[Service] = &[
     },
     Service { name: "dhcp", uid: 905, capabilities: &[NetRaw, NetBindService], ..ORDINARY },
     Service { name: "tftp", uid: 906, capabilities: &[NetBindService], ..ORDINARY },
+    Service { name: "settings", uid: 910, in_recovery: true, ..ORDINARY },
     Service {
         name: "web",
         uid: 907,

@@ -34,7 +34,7 @@ mod tests {
             alive.retain(|name| !stopping.contains(name));
             waves.push(stopping);
         }
-        let first = vec!["net", "provider", "dhcp", "tftp", "web", "console", "update"];
+        let first = vec!["net", "provider", "dhcp", "tftp", "settings", "web", "console", "update"];
         assert_eq!(waves, [first, vec!["images"], vec!["store"]]);
     }
 }

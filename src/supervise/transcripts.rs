@@ -240,6 +240,10 @@ impl Play {
                 self.silent.push((*name).to_owned());
                 return;
             }
+            ["restart", name] => {
+                let named = SERVICES.iter().find(|service| service.name == *name).expect("a service");
+                Event::RestartRequested(named.name)
+            }
             ["broken", name] => self.notice(name, Notice { broken: true, ..Notice::default() }),
             ["exit", name, how @ ..] => Event::ChildExited { pid: self.pid(name), exit: self.exit(how), jitter: 128 },
             ["exit-of-pid", pid, how @ ..] => {
@@ -423,6 +427,11 @@ fn a_healthy_hour_ends_the_row() {
 #[test]
 fn a_service_that_dies_comes_back_alone_and_ever_more_slowly() {
     plays_as_written("restart.txt");
+}
+
+#[test]
+fn a_service_that_is_wanted_anew_is_no_failure() {
+    plays_as_written("renew.txt");
 }
 
 #[test]

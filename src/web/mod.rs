@@ -7,6 +7,8 @@ pub mod guard;
 mod live;
 mod metrics;
 mod multipart;
+pub mod session;
+pub mod settings;
 pub mod update;
 mod view;
 
@@ -148,7 +150,8 @@ async fn guarded(request: Request, next: Next) -> Response {
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
+        // Others are told nothing; without this a form of our own would come from the origin "null".
+        (header::REFERRER_POLICY, "same-origin"),
         (header::X_FRAME_OPTIONS, "DENY"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),

@@ -291,7 +291,8 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 9] = ["net", "store", "images", "provider", "dhcp", "tftp", "web", "console", "update"];
+const NAMES: [&str; 10] =
+    ["net", "store", "images", "provider", "dhcp", "tftp", "settings", "web", "console", "update"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
@@ -319,6 +320,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("provider", 904, 0),
         ("dhcp", 905, 1 << 10 | 1 << 13),
         ("tftp", 906, 1 << 10),
+        ("settings", 910, 0),
         ("web", 907, 1 << 10),
         ("console", 909, 0),
         ("update", 911, 0),

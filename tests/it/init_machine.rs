@@ -1,5 +1,5 @@
 //! The real `init` as PID 1 of a real kernel in QEMU: what a container can't show. Memory limits, the kernel's settings, the
-//! hardware watchdog, and the record of a run on a disk.
+//! hardware watchdog, the record of a run on a disk, and a stick with a configuration.
 //!
 //! One disk, three boots: a service eats all its memory, and the run ends in order; PID 1 is frozen, and the watchdog ends the
 //! run; the third tells of it. Around `init` a shell script plays those who would load modules and mount the disk.
@@ -18,7 +18,7 @@ use crate::e2e::initramfs;
 use crate::init::lines;
 use crate::peers;
 
-const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "i6300esb"];
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "i6300esb", "vfat", "nls_cp437", "nls_ascii"];
 /// One boot takes some ten seconds where nothing else runs.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -39,6 +39,10 @@ exec /bin/init
 
 const WATCHER: &str = r#"
 until [ -e /run/pilotlight/tftp/back ]; do sleep 0.2; done
+if [ "$act" = stick ]; then
+    echo "fact told $(tr '\0' ' ' </proc/$(cat /run/pilotlight/tftp/back)/cmdline)"
+    kill -TERM 1
+fi
 for setting in $(cat /settings); do echo "fact $setting=$(cat /proc/sys/$setting 2>/dev/null || echo absent)"; done
 for group in /sys/fs/cgroup/services/*/; do
     echo "fact $(basename $group) $(cat $group/memory.max) $(cat $group/pids.max) $(grep '^oom_kill ' $group/memory.events)"
@@ -65,7 +69,7 @@ if [ "$2" = tftp ]; then
         : >/run/pilotlight/tftp/hungry
         dd if=/dev/zero of=/dev/null bs=200M count=1
     fi
-    : >/run/pilotlight/tftp/back
+    echo $$ >/run/pilotlight/tftp/back
 fi
 while :; do sleep 1 & wait $!; done
 "#;
@@ -137,6 +141,11 @@ impl Machine {
 
     /// One run, until the machine would start anew; what the serial port said.
     fn run(&self, name: &str, arguments: &str) -> Vec<String> {
+        self.run_with(name, arguments, None)
+    }
+
+    /// As [`Self::run`], with a stick.
+    fn run_with(&self, name: &str, arguments: &str, stick: Option<&Path>) -> Vec<String> {
         let serial = self.dir.path().join(name);
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-m", "256", "-display", "none", "-nodefaults", "-no-reboot", "-net", "none"])
@@ -148,6 +157,11 @@ impl Machine {
             .args(["-append", &format!("console=ttyS0 panic=-1 tsc=unstable printk.devkmsg=on {arguments}")])
             .arg("-drive")
             .arg(format!("file={},if=virtio,format=raw", self.dir.path().join("disk").display()))
+            .args(
+                stick
+                    .iter()
+                    .flat_map(|stick| ["-drive".to_owned(), format!("file={},if=virtio,format=raw", stick.display())]),
+            )
             .arg("-serial")
             .arg(format!("file:{}", serial.display()))
             .stdin(Stdio::null())
@@ -212,4 +226,40 @@ fn on_a_machine_memory_is_limited_settings_hold_and_the_watchdog_bites() {
     let log = machine.run("third", "");
     let all = log.join("\n");
     assert!(says(&log, "the run before ended without a word"), "{all}");
+}
+
+#[test]
+fn on_a_machine_a_stick_sets_the_box_up_and_is_told_what_became_of_it() {
+    if !ready() || !peers::require("mkfs.vfat", "dosfstools") || !peers::require("mcopy", "mtools") {
+        return;
+    }
+    let machine = Machine::build();
+    let (stick, file) = (machine.dir.path().join("stick"), machine.dir.path().join("pilotlight.toml"));
+    fs::File::create(&stick).unwrap().set_len(34 << 20).unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output =
+            Command::new(program).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program} {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let image = stick.to_str().unwrap();
+    run("mkfs.vfat", &["-F", "16", "-n", "ANY", image]);
+    fs::write(&file, "hostname = \"rack7\"\n[provider]\nid = \"from-the-stick\"\n").unwrap();
+    run("mcopy", &["-i", image, file.to_str().unwrap(), "::pilotlight.toml"]);
+
+    let log = machine.run_with("stick.log", "act=stick", Some(&stick));
+    let all = log.join("\n");
+    assert!(says(&log, "pilotlight.toml was taken in"), "{all}");
+    let told = log.iter().find(|line| line.contains("fact told ")).unwrap_or_else(|| panic!("{all}"));
+    assert!(told.contains("--hostname=rack7 --id=from-the-stick"), "{told}");
+    let report = run("mtype", &["-i", image, "::pilotlight-report.txt"]);
+    assert!(report.contains("- provider.id = from-the-stick"), "{report}");
+
+    // It is looked at again at each boot; this time nothing of it counts.
+    fs::write(&file, "hostname = 7\n[provider]\nid = \"Not a label\"\n").unwrap();
+    run("mcopy", &["-o", "-i", image, file.to_str().unwrap(), "::pilotlight.toml"]);
+    let log = machine.run_with("faults.log", "act=stick", Some(&stick));
+    assert!(says(&log, "pilotlight.toml has 2 faults and does not count"), "{}", log.join("\n"));
+    let report = run("mtype", &["-i", image, "::pilotlight-report.txt"]);
+    assert!(report.contains("- hostname: ") && report.contains("- provider.id: "), "{report}");
 }

@@ -1,6 +1,6 @@
 //! The status page: its routes, and what a real browser makes of it.
 
-mod browser;
+pub mod browser;
 
 use std::path::Path;
 use std::sync::Arc;

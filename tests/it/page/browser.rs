@@ -103,6 +103,16 @@ impl Browser {
         }
     }
 
+    /// Clicks on what a selector names, and waits until the page that follows has loaded.
+    pub fn click(&mut self, selector: &str) {
+        self.loaded = false;
+        self.evaluate(&format!("document.querySelector({selector:?}).click()"));
+        while !self.loaded {
+            let message = self.messages.recv_timeout(PATIENCE).expect("the page loads");
+            self.notice(message);
+        }
+    }
+
     /// The value of an expression on the page.
     pub fn evaluate(&mut self, expression: &str) -> Value {
         let arguments = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
