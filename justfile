@@ -31,7 +31,7 @@ soak:
     cargo run --release -- lab --machines 200 --once --timeout 2m
     cargo run --release -- lab --machines 50 --once --kill-provider-every 3s
     cargo run --release -- lab --machines 50 --once --chaos --timeout 5m
-    PILOTLIGHT_SOAK=1 cargo test --test it -- kill:: net::trial
+    PILOTLIGHT_SOAK=1 cargo test --test it -- kill:: net::trial update::
     board/build-image
     PILOTLIGHT_SOAK=1 PILOTLIGHT_REQUIRE_PEERS=1 cargo test --test it -- appliance:: --test-threads 1 --nocapture
 

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
@@ -22,8 +23,12 @@ const PACE: Duration = Duration::from_secs(10);
 /// A loop by its name, and when it last turned.
 pub(super) type Watched = (&'static str, Pulse);
 
-/// Says that the process is ready and, until `cancel`, that it is well. `status` is a line for people.
-pub(super) async fn tell(watched: Vec<Watched>, status: String, cancel: CancellationToken) {
+/// Whether the process reaches what it is for, as the provider Omni; `None` where there is nothing to reach.
+pub(super) type Reaches = watch::Receiver<Option<bool>>;
+
+/// Says that the process is ready and, until `cancel`, that it is well and whether it reaches what it is for. `status` is a
+/// line for people.
+pub(super) async fn tell(watched: Vec<Watched>, status: String, mut reaches: Reaches, cancel: CancellationToken) {
     let Some(path) = config::variable("NOTIFY_SOCKET").map(PathBuf::from) else { return cancel.cancelled().await };
     let Ok(socket) = UnixDatagram::unbound().and_then(|socket| socket.set_nonblocking(true).map(|()| socket)) else {
         return cancel.cancelled().await;
@@ -39,9 +44,14 @@ pub(super) async fn tell(watched: Vec<Watched>, status: String, cancel: Cancella
     let pace = wanted.map_or(PACE, |micros| Duration::from_micros(micros) / 3);
     say(&format!("READY=1\nWATCHDOG=1\nSTATUS={status}"));
     loop {
-        // Cancel-safe: both only wait.
+        // Said again and again: who listens may have been started anew.
+        if let Some(reached) = *reaches.borrow_and_update() {
+            say(&format!("X_PILOTLIGHT_REACHES={}", u8::from(reached)));
+        }
+        // Cancel-safe: all only wait. What changed is read at the next turn.
         tokio::select! {
             () = cancel.cancelled() => break,
+            Ok(()) = reaches.changed() => continue,
             () = tokio::time::sleep(pace) => {}
         }
         match hanging(&watched, Uptime::now()) {

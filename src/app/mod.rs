@@ -40,7 +40,7 @@ use crate::store::sled_store::SledStore;
 use crate::store::socket::StoreClient;
 use crate::telemetry::{Counters, Limit, Pulse};
 use crate::time::{UnixTime, Uptime};
-use crate::{ipc, supervise, sys, web};
+use crate::{ipc, slots, supervise, sys, update, web};
 use peers::{ImagesClient, StoreIndex};
 
 /// How long services may take to end before the process leaves without them. The supervisor kills later than that, so
@@ -73,6 +73,8 @@ pub enum ServiceName {
     Settings,
     /// Serves the status page.
     Web,
+    /// Writes updates into the slot that does not run.
+    Update,
 }
 
 impl ServiceName {
@@ -92,6 +94,7 @@ impl ServiceName {
             Self::Images => "images",
             Self::Settings => "settings",
             Self::Web => "web",
+            Self::Update => "update",
         }
     }
 }
@@ -195,6 +198,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
                 counters,
             };
             let snapshots = core::start(parts, &mut running).await?;
+            running.reaching(snapshots.clone(), |snapshot| snapshot.omni.connected);
             let listener = ipc::bind(&socket(run_dir, "provider")).context("provider socket")?;
             running.spawn("status", peers::serve_status(listener, allowed(&["web"]), snapshots, cancel.clone()));
         }
@@ -224,8 +228,29 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             running.spawn("status", peers::follow_status(path, sender, cancel.clone()));
             let address = config.web.unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80)));
             let sessions = web::session::Sessions::default();
-            let setup = web::settings::router(Arc::new(settings::Services::connect(run_dir)), sessions);
-            start_http("web", address, web::router_with(snapshots, setup), &mut running).await?;
+            let setup = web::settings::router(Arc::new(settings::Services::connect(run_dir)), sessions.clone());
+            let updates = web::update::routes(update::service::client(&socket(run_dir, "update")), Arc::new(sessions));
+            start_http("web", address, web::router_with(snapshots, setup.merge(updates)), &mut running).await?;
+        }
+        ServiceName::Update => {
+            let listener = ipc::bind(&socket(run_dir, "update")).context("update socket")?;
+            let setup = update::service::Setup {
+                keys: update::keys::trusted(&config.update.keys),
+                compatible: update::service::compatible(),
+                own: slots::Version::parse(env!("CARGO_PKG_VERSION")).context("this program has no version")?,
+                disk: config.update.disk.clone(),
+                init: run_dir.join("init.sock"),
+                stick: config.update.stick.clone(),
+                state,
+                proxy: config.omni.proxy.clone(),
+            };
+            running.up("update", format!("{} keys are trusted", setup.keys.len()));
+            let updates = update::service::Updates::new(setup, cancel.clone());
+            let allowed = allowed(&["web", "console"]);
+            running.spawn("update", async move {
+                updates.serve(listener, allowed).await;
+                Ok(())
+            });
         }
     }
     running.finish().await
@@ -462,11 +487,18 @@ pub(crate) struct Running {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
     watched: Vec<alive::Watched>,
     services: watch::Sender<Vec<Service>>,
+    reaches: watch::Sender<Option<bool>>,
 }
 
 impl Running {
     fn new(cancel: CancellationToken) -> Self {
-        Self { cancel, tasks: JoinSet::new(), watched: Vec::new(), services: watch::Sender::new(Vec::new()) }
+        Self {
+            cancel,
+            tasks: JoinSet::new(),
+            watched: Vec::new(),
+            services: watch::Sender::new(Vec::new()),
+            reaches: watch::Sender::new(None),
+        }
     }
 
     pub(crate) fn spawn(
@@ -484,6 +516,26 @@ impl Running {
         self.watched.extend(pulses.into_iter().map(|pulse| (name, pulse)));
     }
 
+    /// Tells the supervisor whether this process reaches what it is for, which `reached` reads from what `states` shows.
+    fn reaching<T: Send + Sync + 'static>(
+        &mut self,
+        mut states: watch::Receiver<T>,
+        reached: impl Fn(&T) -> bool + Send + 'static,
+    ) {
+        let (sender, cancel) = (self.reaches.clone(), self.cancel.clone());
+        self.spawn("reach", async move {
+            loop {
+                let now = Some(reached(&states.borrow_and_update()));
+                sender.send_if_modified(|known| std::mem::replace(known, now) != now);
+                // Cancel-safe: both only wait; what changed is read again.
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(()),
+                    changed = states.changed() => if changed.is_err() { cancel.cancelled().await },
+                }
+            }
+        });
+    }
+
     /// Puts a service on the status page.
     pub(crate) fn up(&self, name: &str, detail: String) {
         self.services.send_modify(|services| services.push(Service { name: name.to_owned(), up: true, detail }));
@@ -495,7 +547,12 @@ impl Running {
 
     async fn finish(mut self) -> anyhow::Result<()> {
         let details: Vec<_> = self.services.borrow().iter().map(|service| service.detail.clone()).collect();
-        let telling = alive::tell(std::mem::take(&mut self.watched), details.join(", "), self.cancel.clone());
+        let telling = alive::tell(
+            std::mem::take(&mut self.watched),
+            details.join(", "),
+            self.reaches.subscribe(),
+            self.cancel.clone(),
+        );
         self.tasks.spawn(async move {
             telling.await;
             ("supervisor", Ok(()))

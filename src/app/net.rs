@@ -51,6 +51,7 @@ pub(super) fn start(config: &Config, running: &mut Running) -> anyhow::Result<()
     let (surroundings, seen) = watch::channel(Surroundings::default());
     if config.manage_network {
         let omni = config.omni.endpoint.parse().ok();
+        running.reaching(shown.clone(), |status: &Arc<NetworkStatus>| status.has_address());
         running.spawn("clock", timekeeper::run(seen.clone(), omni, time, cancel.clone()));
         running.spawn("names", mdns::run(seen, cancel.clone()));
         running.spawn("net", service::run(paths, Ends { requests, status, clock, surroundings }, cancel.clone()));

@@ -119,7 +119,7 @@ pub(super) async fn follow_status(
     while !cancel.is_cancelled() {
         let appliance = match ipc::init::ask(Request::Status).await {
             Ok(Reply::Status(status)) => Some(status),
-            Ok(Reply::Accepted | Reply::Denied | Reply::Failed(_) | Reply::Done | Reply::Refused(_)) | Err(_) => None,
+            Ok(_) | Err(_) => None,
         };
         publish(&sender, with_appliance(provider.clone(), appliance.clone()));
         match client.call(&()).await.map(|json| serde_json::from_str::<Snapshot>(&json)) {

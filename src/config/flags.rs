@@ -11,6 +11,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::duration;
 use crate::omni::proxy::Variables;
 use crate::secret::Secret;
+use crate::supervise;
 
 /// What an installed machine is told that boots from the network all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -223,6 +224,15 @@ pub struct OwnFlags {
     /// Most octets of boot images to keep
     #[arg(long, default_value = "21474836480")]
     pub image_cache_size: u64,
+    /// A public key that updates may be signed by, beside those built in: 64 hexadecimal digits; may be given again
+    #[arg(long, value_name = "KEY")]
+    pub update_key: Vec<String>,
+    /// Directory in which `slot-a` and `slot-b` are the slots of the box's own disk
+    #[arg(long, default_value = supervise::disk::NAMES)]
+    pub update_disk_path: PathBuf,
+    /// Directory that a stick is mounted at, for updates that it brings
+    #[arg(long, default_value = "/run/pilotlight/stick")]
+    pub update_stick_path: PathBuf,
 }
 
 /// Everything `pilotlight provider` and each service takes.

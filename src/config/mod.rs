@@ -11,6 +11,8 @@ use std::time::Duration;
 
 pub use flags::{DiskMethod, Flags, GoFlags, OwnFlags, PxeMode};
 
+use ed25519_dalek::VerifyingKey;
+
 use crate::boot::{Host, script};
 use crate::machine::PxeBootMode;
 use crate::omni::proxy::Variables;
@@ -76,6 +78,8 @@ pub struct Config {
     pub manage_network: bool,
     /// What `service net` calls this machine; `None` for a name of its own making.
     pub hostname: Option<String>,
+    /// Updates of the appliance.
+    pub update: UpdateConfig,
     /// What is accepted but does nothing, to be said once at start.
     pub notices: Vec<String>,
 }
@@ -91,6 +95,17 @@ pub struct OmniConfig {
     pub insecure_skip_tls_verify: bool,
     /// The way out, as the environment has it.
     pub proxy: Variables,
+}
+
+/// Updates of the appliance.
+#[derive(Clone, Debug, Default)]
+pub struct UpdateConfig {
+    /// Keys that are trusted beside those built in.
+    pub keys: Vec<VerifyingKey>,
+    /// Where the slots of the box's own disk are.
+    pub disk: PathBuf,
+    /// Where a stick is mounted.
+    pub stick: PathBuf,
 }
 
 /// The DHCP proxy.
@@ -241,6 +256,17 @@ impl Config {
         if own.poll_interval < Duration::from_millis(100) {
             fault("--poll-interval", "below 100ms".into(), "BMCs hang when polled too often; 30s is a good interval");
         }
+        let mut keys = Vec::new();
+        for text in &own.update_key {
+            match crate::update::keys::parse(text) {
+                Some(key) => keys.push(key),
+                None => fault(
+                    "--update-key",
+                    format!("{text:?} is no ed25519 public key"),
+                    "give the 64 digits of the .pub file that `pilotlight bundle keygen` wrote",
+                ),
+            }
+        }
         for flag in not_implemented(go) {
             fault(
                 flag,
@@ -311,6 +337,7 @@ impl Config {
             image_cache_size: own.image_cache_size,
             manage_network: own.manage_network,
             hostname: some_text(&own.hostname),
+            update: UpdateConfig { keys, disk: own.update_disk_path.clone(), stick: own.update_stick_path.clone() },
             notices,
         })
     }

@@ -14,7 +14,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::timeout;
 
@@ -129,13 +129,7 @@ impl Origin {
         http.enforce_http(false);
         http.set_connect_timeout(Some(Duration::from_secs(10)));
         http.set_keepalive(Some(Duration::from_secs(30)));
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
-            .map_err(|_| invalid())?
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
-        let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        let client = client(http).map_err(|_| invalid())?;
         Ok(Self { base: base.trim_end_matches('/').to_owned(), client, omni: None })
     }
 
@@ -247,26 +241,15 @@ impl Origin {
             if !status.is_redirection() {
                 return Err(OriginError::Refused { url: name(&url), status });
             }
-            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-            url = Secret::new(match location {
-                Some(absolute) if absolute.starts_with("https://") => {
-                    // What opens the factory is not for the store that it sends us to.
-                    headers = &[];
-                    absolute.to_owned()
-                }
-                // What began under TLS does not go on without.
-                Some(absolute) if absolute.starts_with("http://") && url.reveal().starts_with("http://") => {
-                    headers = &[];
-                    absolute.to_owned()
-                }
-                Some(rooted) if rooted.starts_with('/') && !rooted.starts_with("//") => {
-                    let from = url.reveal();
-                    let authority_end =
-                        from.find("://").and_then(|at| from[at + 3..].find('/').map(|end| at + 3 + end));
-                    format!("{}{rooted}", &from[..authority_end.unwrap_or(from.len())])
-                }
-                _ => return Err(OriginError::Misbehaved { url: name(&url), what: "a redirect to nowhere" }),
-            });
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let next = redirected(url.reveal(), location);
+            let next =
+                next.ok_or_else(|| OriginError::Misbehaved { url: name(&url), what: "a redirect to nowhere" })?;
+            if !location.starts_with('/') {
+                // What opens the factory is not for the store that it sends us to.
+                headers = &[];
+            }
+            url = Secret::new(next);
         }
         Err(OriginError::Misbehaved { url: name(&url), what: "too many redirects" })
     }
@@ -285,6 +268,36 @@ impl Origin {
         let request = request.body(Full::new(body)).map_err(|_| Unsent::Url)?;
         self.client.request(request).await.map_err(Unsent::Unreachable)
     }
+}
+
+/// A client of HTTP and, with the public roots, HTTPS, over the connections that `connector` makes.
+///
+/// # Errors
+///
+/// rustls's, when its provider knows no protocol version.
+pub(crate) fn client<C>(connector: C) -> Result<Client<HttpsConnector<C>, Full<Bytes>>, rustls::Error>
+where
+    HttpsConnector<C>: Connect + Clone,
+{
+    let connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())?
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(connector);
+    Ok(Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector))
+}
+
+/// Where a redirect from `from` leads; nothing when nowhere that is gone to. What began under TLS does not go on without.
+pub(crate) fn redirected(from: &str, location: &str) -> Option<String> {
+    let absolute = location.starts_with("https://") || location.starts_with("http://") && from.starts_with("http://");
+    if absolute {
+        return Some(location.to_owned());
+    }
+    if !location.starts_with('/') || location.starts_with("//") {
+        return None;
+    }
+    let authority_end = from.find("://").and_then(|at| from[at + 3..].find('/').map(|end| at + 3 + end));
+    Some(format!("{}{location}", &from[..authority_end.unwrap_or(from.len())]))
 }
 
 /// Why a request had no answer, before it is said to which URL.

@@ -4,12 +4,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::log::{Level, Log};
 use crate::slots::{TRIES_AT, Try};
-use crate::supervise::disk::{self, Disk, NoDisk, Origin, Repair, STATE, Tables};
+use crate::supervise::disk::{self, Disk, NAMES, NoDisk, Origin, Repair, STATE, Tables};
 use crate::sys::block;
 use crate::wire::gpt::{Header, Invalid, Partition, SECTOR, Table};
 
@@ -140,4 +140,21 @@ pub(super) fn partition(path: &Path, number: u32) -> Option<PathBuf> {
     let directories = fs::read_dir(disk).ok()?.flatten().map(|entry| entry.path());
     let found = directories.filter(|path| path.is_dir()).find(of_number)?;
     Some(Path::new("/dev").join(found.file_name()?))
+}
+
+/// Gives the partitions of the disk at `path` their names under [`NAMES`].
+pub(super) fn name(path: &Path, partitions: &[Partition], log: &Log) {
+    let link = |one: &Partition, node: &Path| {
+        fs::create_dir_all(NAMES)?;
+        symlink(node, Path::new(NAMES).join(&one.name))
+    };
+    for one in partitions {
+        // A name is somebody's text.
+        let plain =
+            !one.name.is_empty() && one.name.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'-');
+        let Some(node) = partition(path, one.number).filter(|_| plain) else { continue };
+        if let Err(error) = link(one, &node) {
+            log.line(Level::Error, &format!("cannot name partition {}: {error}", one.name));
+        }
+    }
 }

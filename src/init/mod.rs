@@ -16,7 +16,9 @@ mod perform;
 mod prepare;
 mod pstore;
 mod record;
+mod records;
 mod seed;
+mod slots;
 mod source;
 mod sticks;
 mod storage;
@@ -27,6 +29,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use nix::sys::reboot::RebootMode;
@@ -36,6 +39,7 @@ use crate::supervise::budget::MOST_IN_A_ROW;
 use crate::supervise::cmdline::Parameters;
 use crate::supervise::control::{Reply, Request, Status};
 use crate::supervise::services::SERVICES;
+use crate::supervise::slots::Wish;
 use crate::supervise::{Ending, Event, Exit, Place, Supervisor, Why};
 use crate::sys::process::Reaped;
 use crate::sys::signal::Signals;
@@ -107,6 +111,8 @@ struct Init {
     control: Option<control::Control>,
     /// Opened before the first service, when the directories are there.
     logging: Option<Logging>,
+    /// Where what is to be stored of the slots goes.
+    slots: Option<SyncSender<slots::Job>>,
     /// What else the loop listens to.
     sources: Vec<Box<dyn Source>>,
     /// The services' program and the image's flags; read at the first start, since /proc and the disk come before.
@@ -131,6 +137,7 @@ impl Init {
             watchdog: watchdog::Keeper::default(),
             control: None,
             logging: None,
+            slots: None,
             sources: Vec::new(),
             launch: None,
             set: Vec::new(),
@@ -259,38 +266,31 @@ impl Init {
     /// Answers those who ask on the control socket.
     fn answer(&mut self) {
         let Some(mut control) = self.control.take() else { return };
-        let (mut wishes, mut renewed) = (Vec::new(), Vec::new());
-        control.turn(Uptime::now(), |uid, request| match request {
-            Request::Status => Reply::Status(self.status()),
-            Request::Reboot => {
-                wishes.push((Ending::Reboot, uid));
-                Reply::Accepted
-            }
-            Request::PowerOff => {
-                wishes.push((Ending::PowerOff, uid));
-                Reply::Accepted
-            }
-            Request::FactoryReset => match record::flag_reset() {
-                Ok(()) => {
-                    wishes.push((Ending::Reboot, uid));
-                    Reply::Accepted
+        let mut events = Vec::new();
+        control.turn(Uptime::now(), |ticket, uid, request| {
+            let wish = |wish| Event::Wished { ticket, uid, wish };
+            let end = |ending| Event::TerminationRequested(ending, Why::Asked(uid));
+            let (event, reply) = match request {
+                Request::Status => return Some(Reply::Status(self.status())),
+                Request::Reboot => (end(Ending::Reboot), Some(Reply::Accepted)),
+                Request::PowerOff => (end(Ending::PowerOff), Some(Reply::Accepted)),
+                Request::FactoryReset => (wish(Wish::Reset), None),
+                Request::Recovery => (wish(Wish::Recovery(true)), None),
+                Request::Normal => (wish(Wish::Recovery(false)), None),
+                Request::Withdraw(slot) => (wish(Wish::Withdraw(slot)), None),
+                Request::Try { slot, version, asked } => (wish(Wish::Try { slot, version, asked }), None),
+                Request::Choose(slot) => (wish(Wish::Choose(slot)), None),
+                Request::Restart(services) => {
+                    events.extend(services.names().map(Event::RestartRequested));
+                    return Some(Reply::Accepted);
                 }
-                Err(error) => Reply::Failed(format!("the wish can't be kept: {error}")),
-            },
-            Request::Restart(services) => {
-                renewed.extend(services.names());
-                Reply::Accepted
-            }
-            Request::Recovery | Request::Normal | Request::Withdraw(_) | Request::Try { .. } | Request::Choose(_) => {
-                Reply::Refused("this build does not write slot records yet".to_owned())
-            }
+            };
+            events.push(event);
+            reply
         });
         self.control = Some(control);
-        for service in renewed {
-            self.feed(Event::RestartRequested(service));
-        }
-        for (ending, uid) in wishes {
-            self.feed(Event::TerminationRequested(ending, Why::Asked(uid)));
+        for event in events {
+            self.feed(event);
         }
     }
 
@@ -308,6 +308,8 @@ impl Init {
             watchdog: self.watchdog.timeout().and_then(|timeout| u32::try_from(timeout.as_secs()).ok()),
             faults: self.faults.clone(),
             services,
+            recovery: self.supervisor.is_recovery(),
+            records: self.supervisor.slot_records(now),
         }
     }
 

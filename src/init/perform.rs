@@ -13,15 +13,18 @@ use nix::sys::signal::Signal as Number;
 use super::cgroups::{self, Group};
 use super::log::{Level, Log};
 use super::logging::Logging;
-use super::{Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed};
+use super::{
+    Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed, slots,
+};
 use crate::config;
 use crate::secret::Secret;
 use crate::settings::{self, disk::Files};
+use crate::slots::Slot;
 use crate::supervise::cmdline::{MAX_LINE, Parameters, words};
 use crate::supervise::mounts::{CRASH_DIR, Directory, Forbid, Mount};
-use crate::supervise::services::{KEY_VARIABLES, SERVICES, SOCKETS_GID, Service};
+use crate::supervise::services::{self, KEY_VARIABLES, SERVICES, SOCKETS_GID, Service};
 use crate::supervise::sysctl::{Sysctl, took};
-use crate::supervise::{Action, Ending, Event, Place, Report, Signal, flags, seccomp};
+use crate::supervise::{Action, Ending, Event, Place, Report, Signal, disk, flags, seccomp};
 use crate::sys::process::{Confinement, Wiring};
 use crate::sys::{mount, network, power, process};
 use crate::time::{UnixTime, Uptime};
@@ -72,6 +75,27 @@ impl Init {
                 self.try_to("prepare", spawned.as_ref().map(drop).map_err(|error| error.kind().into()));
                 return Some(Event::Preparing(spawned.ok()));
             }
+            Action::ReadSlots => match slots::start(Path::new(disk::NAMES).join(disk::STATE)) {
+                Ok((jobs, source)) => {
+                    self.slots = Some(jobs);
+                    self.sources.push(source);
+                }
+                Err(error) => return Some(Event::SlotsRead(Err(error.to_string()))),
+            },
+            Action::WriteSlots { commit, tries } => {
+                let sent = self.slots.as_ref().is_some_and(|jobs| jobs.try_send(slots::Job { commit, tries }).is_ok());
+                if !sent {
+                    let outcome = Err("nobody writes the slot records".to_owned());
+                    return Some(Event::SlotsWritten { outcome, records: None });
+                }
+            }
+            Action::OpenSlot(slot) => self.give_slot(slot, services::service("update").map_or(0, |one| one.uid)),
+            Action::CloseSlot(slot) => self.give_slot(slot, 0),
+            Action::Answer { ticket, reply } => {
+                if let Some(control) = &mut self.control {
+                    control.reply(ticket, &reply);
+                }
+            }
             Action::Recall => return Some(Event::Recalled(record::recall(self.watchdog.fired()))),
             Action::Remember(record) => self.try_to("keep the record of this run", record::remember(&record)),
             Action::Spawn(service) => return Some(self.spawn(&service)),
@@ -90,12 +114,24 @@ impl Init {
             }
             Action::Report(report) => {
                 self.report(&report);
+                if let Report::SlotFault(fault) = &report {
+                    self.keep_fault(fault);
+                }
                 if matches!(report, Report::Ending(..)) {
                     self.conclude();
                 }
             }
         }
         None
+    }
+
+    /// Makes the partition of a slot this user's, and nobody else's.
+    fn give_slot(&mut self, slot: Slot, uid: u32) {
+        // A link of ours to the node.
+        let path = Path::new(disk::NAMES).join(format!("slot-{}", slot.letter()));
+        let given = chown(&path, Some(uid), Some(uid))
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o600)));
+        self.try_to(&format!("give slot {} to user {uid}", slot.letter()), given);
     }
 
     /// Finds out where this is and what it is told.
@@ -117,7 +153,12 @@ impl Init {
         for word in self.parameters.unknown.clone() {
             self.fault(&format!("{word} means nothing here"));
         }
-        Event::Oriented { place: self.place, watchdog: self.parameters.service_watchdog }
+        Event::Oriented {
+            place: self.place,
+            watchdog: self.parameters.service_watchdog,
+            booted: self.parameters.booted.clone(),
+            trial: self.parameters.trial,
+        }
     }
 
     fn tune(&mut self, sysctl: &Sysctl) {
@@ -258,6 +299,15 @@ impl Init {
                 Level::Error,
                 format!("{service} can't be brought back, and the box is not rebooted for it: {refusal}"),
             ),
+            Report::Recovery(why) => {
+                (Level::Warning, format!("this is recovery ({why}): the box does nothing for its machines"))
+            }
+            Report::Acknowledged => (Level::Info, "this boot lasts: it does not count against the box".to_owned()),
+            Report::Committed(slot) => (Level::Info, format!("slot {} proved itself and is committed", slot.letter())),
+            Report::GivesUp { slot, missing } => {
+                (Level::Error, format!("slot {} failed its trial and is given up: {missing}", slot.letter()))
+            }
+            Report::SlotFault(fault) => (Level::Error, format!("slot records: {fault}")),
             Report::Ending(ending, why) => (Level::Info, format!("the run ends by {ending}: {why}")),
             Report::Stopped { service, exit } => (Level::Info, format!("{service}: stopped by {exit}")),
             Report::Stuck { service, pid } => (Level::Error, format!("{service}: {pid} can't be killed; left behind")),

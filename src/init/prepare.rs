@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use super::devices::Devices;
 use super::log::{Level, Log};
+use super::records::Kept;
 use super::{disks, log, sticks, storage};
-use crate::supervise::disk::{CONFIG, DATA, NoDisk, Origin};
+use crate::slots::Booted;
+use crate::supervise::disk::{CONFIG, DATA, NoDisk, Origin, STATE};
 use crate::sys::uevent::Uevents;
 use crate::time::Uptime;
 
@@ -24,14 +26,15 @@ const DISK_LIMIT: Duration = Duration::from_secs(20);
 pub fn prepare() {
     log::report_panics();
     let log = Log::open();
-    let origin = Origin::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let (origin, booted) = (Origin::parse(&command_line), Booted::parse(&command_line));
     // Before the first look, so that nothing is missed between a look and the wait.
     let uevents =
         Uevents::listen().inspect_err(|error| log.line(Level::Error, &format!("no word of devices: {error}"))).ok();
     let mut devices = Devices::open(&log);
     match wait_for_disk(&origin, devices.as_mut(), uevents.as_ref()) {
         Ok(disk) => {
-            let (configuration, lasting) = use_disk(&disk, &origin, &log);
+            let (configuration, lasting) = use_disk(&disk, &origin, booted.as_ref(), &log);
             sticks::take_in(Some(&disk), configuration, lasting, &log);
         }
         Err(reason) => {
@@ -67,7 +70,7 @@ fn wait_for_disk(
 }
 
 /// Mounts /data; returns the partition for configurations, and whether what is written to /data lasts.
-fn use_disk(disk: &Path, origin: &Origin, log: &Log) -> (Option<PathBuf>, bool) {
+fn use_disk(disk: &Path, origin: &Origin, booted: Option<&Booted>, log: &Log) -> (Option<PathBuf>, bool) {
     log.line(Level::Info, &format!("this box's disk is {}", disk.display()));
     let partitions = match disks::repair(disk, log) {
         Ok(partitions) => partitions,
@@ -76,12 +79,22 @@ fn use_disk(disk: &Path, origin: &Origin, log: &Log) -> (Option<PathBuf>, bool) 
             return (None, false);
         }
     };
+    disks::name(disk, &partitions, log);
     let node = |name: &str| {
-        let found = partitions.iter().find(|partition| partition.name == name);
-        found.and_then(|partition| disks::partition(disk, partition.number))
+        let partition = partitions.iter().find(|partition| partition.name == name)?;
+        disks::partition(disk, partition.number)
     };
+    let mut kept = booted.zip(node(STATE)).and_then(|(booted, state)| Kept::open(&state, booted, log));
+    // Where the wish can't be kept, it is fulfilled all the same; a power cut may then leave half.
+    let reset = origin.reset || kept.as_mut().is_some_and(Kept::wants_reset);
     let lasting = match node(DATA) {
-        Some(node) => storage::prepare(&node, origin.reset, log),
+        Some(data) => {
+            let lasting = storage::prepare(&data, reset, log);
+            if let Some(kept) = kept.as_mut().filter(|_| reset && lasting) {
+                kept.reset_done();
+            }
+            lasting
+        }
         None => {
             storage::use_memory("DEGRADED: the disk has no data partition", log);
             false

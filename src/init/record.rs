@@ -10,7 +10,6 @@ use std::path::Path;
 use nix::sys::statfs::{self, statfs};
 
 use crate::supervise::budget::{MAX_RECORD, Previous, Record};
-use crate::supervise::control::RESET_FLAG;
 use crate::supervise::mounts::INIT_STATE_DIR;
 
 const NAME: &str = "run";
@@ -48,15 +47,6 @@ pub(super) fn remember(record: &Record) -> io::Result<()> {
         let _ = pmsg.write_all(text.as_bytes());
     }
     save(NAME, text.as_bytes())
-}
-
-/// Asks the next early boot to forget everything.
-///
-/// # Errors
-///
-/// The file system's.
-pub(super) fn flag_reset() -> io::Result<()> {
-    save(RESET_FLAG, b"factory reset\n")
 }
 
 fn save(name: &str, octets: &[u8]) -> io::Result<()> {

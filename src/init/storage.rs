@@ -2,23 +2,25 @@
 //!
 //! An edge, because it mounts, and runs mke2fs and e2fsck; what to do next says [`crate::supervise::storage`].
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 
 use super::log::{Level, Log};
-use crate::supervise::control::RESET_FLAG;
-use crate::supervise::mounts::INIT_STATE_DIR;
-use crate::supervise::storage::{Action, Check, Content, Event, LOOKED_AT, Preparation, Refusal};
+use crate::supervise::storage::{Action, Check, Content, Event, LOOKED_AT, Preparation, Refusal, erasure};
 use crate::sys::{block, mount};
+use crate::time::Uptime;
 
 /// Where the data partition is mounted.
 pub(super) const DATA: &str = "/data";
+/// How long a reset may overwrite what was there: a stick of 16 GB takes as long.
+const ERASE_LIMIT: Duration = Duration::from_secs(600);
 /// How much of the memory may take its place.
 const MEMORY: &str = "mode=0755,size=25%";
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NOATIME);
@@ -32,20 +34,18 @@ pub(super) fn prepare(partition: &Path, reset: bool, log: &Log) -> bool {
     let mut event = Event::Looked { content: look(partition), reset };
     loop {
         event = match preparation.on(event) {
+            Action::Erase => {
+                log.line(Level::Warning, "factory reset: erases the data partition");
+                let erased = erase(partition, log);
+                let erased = erased.inspect_err(|error| log.line(Level::Error, &format!("cannot erase it: {error}")));
+                Event::Erased(erased.is_ok())
+            }
             Action::Make(cause) => {
                 log.line(Level::Warning, &format!("makes the data partition anew: {cause}"));
                 Event::Made(make(partition, log))
             }
             Action::Mount => Event::Mounted(mount_data(partition, log)),
             Action::Check(check) => Event::Checked(run_check(partition, check, log)),
-            // Init keeps the wish on the partition itself; making it anew ends the wish.
-            Action::Grow if Path::new(INIT_STATE_DIR).join(RESET_FLAG).exists() => {
-                if let Err(error) = mount::unmount(Path::new(DATA)) {
-                    log.line(Level::Error, &format!("cannot unmount {DATA}: {error}"));
-                }
-                preparation = Preparation::default();
-                Event::Looked { content: Content::Clean, reset: true }
-            }
             Action::Grow => {
                 if let Err(error) = grow(partition, log) {
                     log.line(Level::Error, &format!("the data partition stays as small as it is: {error}"));
@@ -82,10 +82,34 @@ fn look(partition: &Path) -> Content {
     }
 }
 
+/// Zeroes what was there, as far as time allows: the beginning first, and on the medium before the rest is begun.
+fn erase(partition: &Path, log: &Log) -> io::Result<()> {
+    let disk = OpenOptions::new().write(true).open(partition)?;
+    let octets = block::octets(&disk)?;
+    let end = Uptime::now() + ERASE_LIMIT;
+    let mut at = 0;
+    for (offset, length) in erasure(octets) {
+        if Uptime::now() >= end {
+            log.line(
+                Level::Warning,
+                &format!("the disk is slow: {} of {} MiB are overwritten", at >> 20, octets >> 20),
+            );
+            break;
+        }
+        block::zero(&disk, offset, length)?;
+        disk.sync_data()?;
+        at = offset + length;
+    }
+    Ok(())
+}
+
 fn make(partition: &Path, log: &Log) -> bool {
     // The tables of a large disk are written while it runs: the first boot must not wait for them.
     let arguments = ["-q", "-F", "-t", "ext4", "-L", "pilotlight-data", "-m", "1", "-E", "lazy_itable_init=1"];
+    // Before anybody says that it is made.
+    let lasts = || File::open(partition).and_then(|disk| disk.sync_all());
     run("mke2fs", &arguments, partition, log) == Some(0)
+        && lasts().inspect_err(|error| log.line(Level::Error, &format!("mke2fs: {error}"))).is_ok()
 }
 
 fn run_check(partition: &Path, check: Check, log: &Log) -> Option<i32> {

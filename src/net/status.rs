@@ -33,6 +33,13 @@ pub struct NetworkStatus {
     pub trouble: Vec<String>,
 }
 
+impl NetworkStatus {
+    /// Whether the box can be reached at an address: some link has a partner and one, if only a link-local one.
+    pub fn has_address(&self) -> bool {
+        self.links.iter().any(|link| link.role.is_some() && link.carrier && !link.addresses.is_empty())
+    }
+}
+
 /// One link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkStatus {

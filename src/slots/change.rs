@@ -1,6 +1,6 @@
 //! How the records change. Each rule takes the record that stands and returns the one to write, whole.
 
-use super::record::{Commit, Records, Try};
+use super::record::{Commit, Needs, Records, Try};
 use super::{Booted, Failed, Slot, TRIES, Target, Version, Why};
 
 /// Why a change is not made.
@@ -12,6 +12,23 @@ pub enum Refused {
     /// This version failed its trial.
     #[error("version {0} failed its trial here; ask for it again to try once more")]
     FailedBefore(Version),
+    /// This version is older than what runs.
+    #[error("version {version} is older than {running}, which runs")]
+    Older {
+        /// That which is to be tried.
+        version: Version,
+        /// That which runs.
+        running: Version,
+    },
+    /// The slot to be written is the one that is trusted.
+    #[error("slot {} is the committed one and is not overwritten", .0.letter())]
+    Committed(Slot),
+    /// No commit record can be read.
+    #[error("no record tells which slot is good: choose one first")]
+    NoRecord,
+    /// Somebody chose a slot though a record tells.
+    #[error("the records tell which slot is good")]
+    Known,
     /// The sequence is at its end.
     #[error("the commit record has been written {} times and can't be written again", Commit::LAST)]
     Exhausted,
@@ -109,7 +126,8 @@ fn lost(commit: Option<&Commit>) -> Try {
 fn settled(standing: &Commit, booted: &Booted, running: Option<&Version>, notes: &mut Vec<Note>) -> Commit {
     let mut commit = standing.clone();
     if let (Some(slot), Some(version)) = (booted.slot(), running) {
-        *version_of(&mut commit, slot) = Some(version.clone());
+        // What an update was called when it was written stands: by that name it is refused once it failed.
+        version_of(&mut commit, slot).get_or_insert_with(|| version.clone());
     }
     // `tries` is 0 when the tries could not be counted: then nothing was tried.
     let gave_up = booted.why == Why::Fallback && booted.tries > 0 && booted.target == Target::Slot(commit.slot);
@@ -147,28 +165,35 @@ fn end_trial(commit: &mut Commit) {
 
 /// The record after `version` was written into `slot`, read back and found right. It is on trial from the next boot.
 ///
-/// `with_omni`: Omni is reachable now and must be so within the trial. `again`: try a version that failed before.
+/// `needs`: what is reached now and must be so within the trial. `asked`: somebody asked for this version although it is
+/// older than what runs or failed before.
 ///
 /// # Errors
 ///
-/// Those of [`writable`], and [`Refused::FailedBefore`].
+/// Those of [`writable`], [`Refused::FailedBefore`] and [`Refused::Older`].
 pub fn pending(
     commit: &Commit,
     booted: &Booted,
     version: &Version,
-    with_omni: bool,
-    again: bool,
+    needs: Needs,
+    asked: bool,
 ) -> Result<Commit, Refused> {
     let slot = writable(commit, booted)?;
-    if commit.failed.contains(version) && !again {
+    if commit.failed.contains(version) && !asked {
         return Err(Refused::FailedBefore(version.clone()));
+    }
+    if let Some(running) = booted.slot().and_then(|slot| commit.version(slot))
+        && version.is_before(running)
+        && !asked
+    {
+        return Err(Refused::Older { version: version.clone(), running: running.clone() });
     }
     let mut next = commit.clone();
     next.failed.forget(version);
     *version_of(&mut next, slot) = Some(version.clone());
     next.pending = true;
     next.peer_good = false;
-    next.with_omni = with_omni;
+    next.needs = needs;
     let mut next = bumped(next)?;
     next.mark = Some(next.sequence);
     Ok(next)

@@ -44,7 +44,7 @@ impl Decision {
     }
 }
 
-/// Decides what `records` boot. `takes` says of each copy of the try record whether its sector keeps what is written;
+/// Decides what `records` boot. `takes` says of each copy of the try record whether it reads back as written;
 /// it never does where the record is [`Copy::Garbage`], since GRUB writes into environment blocks alone.
 pub fn decide(records: &Records, hand: Hand, takes: [bool; 2]) -> Decision {
     let mut boot = Boot::new(records, takes);

@@ -4,10 +4,20 @@ use std::time::Duration;
 
 use crate::time::Uptime;
 
-/// How long a new system may take until it has been healthy for [`QUIET`].
-pub const WINDOW: Duration = Duration::from_secs(600);
-/// How long all must be healthy, without a break, for the system to be committed.
-pub const QUIET: Duration = Duration::from_secs(60);
+/// How long a trial takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a new system may take until it is healthy.
+    pub window: Duration,
+    /// How long all must be healthy, without a break, for the system to be committed.
+    pub quiet: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { window: Duration::from_secs(600), quiet: Duration::from_secs(60) }
+    }
+}
 
 /// What init sees of the system on trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +74,15 @@ pub enum Verdict {
     GiveUp(Missing),
 }
 
-/// Judges the trial: healthy for [`QUIET`] commits, [`WINDOW`] after `began` without that gives up.
+/// Judges the trial: healthy for `quiet` commits, `window` after `began` without that gives up.
 ///
 /// `since` is when `health` last became whole; it means nothing while something is missing. A system that became whole
-/// just before the end of the window gets its [`QUIET`], so that the last verdict falls at `WINDOW + QUIET`.
-pub fn judge(now: Uptime, began: Uptime, health: Health, since: Uptime) -> Verdict {
-    let end = began + WINDOW;
+/// just before the end of the window gets its quiet time, so that the last verdict falls at `window + quiet`.
+pub fn judge(now: Uptime, began: Uptime, health: Health, since: Uptime, limits: Limits) -> Verdict {
+    let end = began + limits.window;
     match health.missing() {
-        None if now.since(since) >= QUIET => Verdict::Commit,
-        None => Verdict::Wait(since + QUIET),
+        None if now.since(since) >= limits.quiet => Verdict::Commit,
+        None => Verdict::Wait(since + limits.quiet),
         Some(missing) if now >= end => Verdict::GiveUp(missing),
         Some(_) => Verdict::Wait(end),
     }
@@ -84,24 +94,31 @@ mod tests {
 
     use super::*;
 
+    const WINDOW: Duration = Duration::from_secs(600);
+    const QUIET: Duration = Duration::from_secs(60);
+
+    fn judged(now: Uptime, began: Uptime, health: Health, since: Uptime) -> Verdict {
+        judge(now, began, health, since, Limits::default())
+    }
+
     const WHOLE: Health = Health { net: true, web: true, provider: true, omni: Some(true) };
 
     #[test]
     fn a_whole_system_is_committed_after_a_minute() {
         let at = Uptime::from_secs;
-        assert_eq!(judge(at(30), at(5), WHOLE, at(20)), Verdict::Wait(at(80)));
-        assert_eq!(judge(at(80), at(5), WHOLE, at(20)), Verdict::Commit);
+        assert_eq!(judged(at(30), at(5), WHOLE, at(20)), Verdict::Wait(at(80)));
+        assert_eq!(judged(at(80), at(5), WHOLE, at(20)), Verdict::Commit);
     }
 
     #[test]
     fn what_is_missing_at_the_end_is_named() {
         let at = Uptime::from_secs;
         let health = Health { omni: Some(false), ..WHOLE };
-        assert_eq!(judge(at(604), at(5), health, at(0)), Verdict::Wait(at(605)));
-        assert_eq!(judge(at(605), at(5), health, at(0)), Verdict::GiveUp(Missing::Omni));
-        assert_eq!(judge(at(605), at(5), Health { web: false, ..health }, at(0)), Verdict::GiveUp(Missing::Web));
+        assert_eq!(judged(at(604), at(5), health, at(0)), Verdict::Wait(at(605)));
+        assert_eq!(judged(at(605), at(5), health, at(0)), Verdict::GiveUp(Missing::Omni));
+        assert_eq!(judged(at(605), at(5), Health { web: false, ..health }, at(0)), Verdict::GiveUp(Missing::Web));
         let unknown = Health { omni: None, ..WHOLE };
-        assert_eq!(judge(at(605), at(5), unknown, at(500)), Verdict::Commit);
+        assert_eq!(judged(at(605), at(5), unknown, at(500)), Verdict::Commit);
     }
 
     proptest! {
@@ -112,7 +129,7 @@ mod tests {
             let mut changes = changes.into_iter();
             loop {
                 let health = Health { web: whole, ..WHOLE };
-                match judge(now, began, health, since) {
+                match judged(now, began, health, since) {
                     Verdict::Wait(then) => {
                         prop_assert!(then > now);
                         let (step, net, _) = changes.next().unwrap_or((u64::MAX, whole, false));

@@ -27,7 +27,7 @@
 //!
 //! | sector | member | writer | fields, in this order |
 //! | --- | --- | --- | --- |
-//! | 256, 512 | `commit1`, `commit2` | init | `n` sequence, `s` committed slot, `next` pending slot or `none`, `mark` sequence at which it became pending, `peer` `good` or `bad`, `omni` whether a trial needs it, `want` `normal` or `recovery`, `reset` `no` or `yes`, `va` `vb` versions, `failed` versions, `e` = `n` |
+//! | 256, 512 | `commit1`, `commit2` | init | `n` sequence, `s` committed slot, `next` pending slot or `none`, `mark` sequence at which it became pending, `peer` `good` or `bad`, `omni` what a trial needs: `yes` for Omni, `provider`, `no`, `want` `normal` or `recovery`, `reset` `no` or `yes`, `va` `vb` versions, `failed` versions, `e` = `n` |
 //! | 768, 1024 | `try1`, `try2` | GRUB; init formats and acknowledges | `c` count of writes 00–99, `q` the `mark` that the tries belong to, `t` tries 0–3, `k` boots since the last acknowledgement 0–7, `l` committed slot at that boot, `r` salt that init made, `stamp` of that boot, `d` = `c` |
 //!
 //! A record is one sector, written in place, and valid only when its first and last field agree. The commit record with
@@ -60,7 +60,7 @@ pub use booted::Booted;
 pub use decide::{Choice, Decision, Hand, TRIES, decide};
 pub use environment::SECTOR;
 pub use layout::{COMMITS, STATE_SECTORS, TRIES_AT, partition};
-pub use record::{Commit, Copy, Failed, Records, Try};
+pub use record::{Commit, Copy, Failed, Needs, Records, Try};
 pub use version::{NoVersion, Version};
 
 /// One of the two slots that updates take turns in.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io::Write;
 
 use super::change::{acknowledged, failed, healthy, pending, upkeep, want_recovery, withdrawn};
-use super::record::{Commit, Copy, Records, Try};
+use super::record::{Commit, Copy, Needs, Records, Try};
 use super::{Booted, Choice, Hand, Slot, TRIES, Target, Version, Why, decide};
 
 /// What a partition holds.
@@ -203,7 +203,7 @@ fn operations(state: &State, choice: Choice) -> Vec<State> {
         let mut written = states.last().expect("the finished state").clone();
         next.extend(states);
         let (_, standing) = written.records.commit().expect("it stood before");
-        let marked = pending(standing, &booted, &version, false, true).expect("it was writable");
+        let marked = pending(standing, &booted, &version, Needs::Nothing, true).expect("it was writable");
         // Versions are not modelled: forget it again.
         let marked = Commit { versions: [None, None], ..marked };
         written.started = 0;

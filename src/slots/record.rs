@@ -20,8 +20,8 @@ pub struct Commit {
     pub mark: Option<u32>,
     /// Whether the other slot may stand in when this one does not load.
     pub peer_good: bool,
-    /// Whether the system before reached Omni, so that the one on trial must as well.
-    pub with_omni: bool,
+    /// What the system before had reached, so that the one on trial must as well.
+    pub needs: Needs,
     /// Whether recovery is to be booted next.
     pub want_recovery: bool,
     /// Whether the configuration is to be erased at the next early boot.
@@ -30,6 +30,22 @@ pub struct Commit {
     pub versions: [Option<Version>; 2],
     /// Versions that failed their trial, oldest first.
     pub failed: Failed,
+}
+
+/// What a system on trial must reach besides network and page: no more than the system before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Needs {
+    /// Nothing: the provider was not ready before either, as on a box that is not set up.
+    #[default]
+    Nothing,
+    /// A provider that is ready.
+    Provider,
+    /// Omni.
+    Omni,
+}
+
+impl Needs {
+    const ALL: [(Self, &'static str); 3] = [(Self::Nothing, "no"), (Self::Provider, "provider"), (Self::Omni, "yes")];
 }
 
 /// Versions that failed their trial; the oldest of more than [`Failed::MOST`] is forgotten.
@@ -151,7 +167,7 @@ impl Commit {
             pending: false,
             mark: None,
             peer_good: true,
-            with_omni: false,
+            needs: Needs::Nothing,
             want_recovery: false,
             reset: false,
             versions: [version.clone(), version],
@@ -192,7 +208,10 @@ impl Commit {
             pending: Slot::parse(text("next")) == Some(slot.other()),
             mark: number(text("mark")),
             peer_good: text("peer") == "good",
-            with_omni: text("omni") == "yes",
+            needs: Needs::ALL
+                .iter()
+                .find(|(_, word)| *word == text("omni"))
+                .map_or(Needs::Nothing, |(needs, _)| *needs),
             want_recovery: text("want") == "recovery",
             reset: text("reset") == "yes",
             versions: [Version::parse(text("va")), Version::parse(text("vb"))],
@@ -210,7 +229,7 @@ impl Commit {
             ("next", if self.pending { self.slot.other().letter() } else { "none" }.into()),
             ("mark", self.mark.map(|mark| mark.to_string()).unwrap_or_default()),
             ("peer", if self.peer_good { "good" } else { "bad" }.into()),
-            ("omni", if self.with_omni { "yes" } else { "no" }.into()),
+            ("omni", Needs::ALL.iter().find(|(needs, _)| *needs == self.needs).map_or("", |(_, word)| word).into()),
             ("want", if self.want_recovery { "recovery" } else { "normal" }.into()),
             ("reset", if self.reset { "yes" } else { "no" }.into()),
             ("va", version(Slot::A)),
@@ -308,14 +327,15 @@ mod tests {
         #[test]
         fn a_commit_record_is_read_as_written(
             sequence in 1..=Commit::LAST, b: bool, pending: bool, mark in proptest::option::of(0..=Commit::LAST),
-            peer_good: bool, with_omni: bool, want_recovery: bool, reset: bool, va in versions(), vb in versions(),
+            peer_good: bool, needs in 0..3usize, want_recovery: bool, reset: bool, va in versions(), vb in versions(),
             failed in proptest::collection::vec(versions(), 0..6),
         ) {
             let slot = if b { Slot::B } else { Slot::A };
             let mut remembered = Failed::default();
             failed.into_iter().flatten().for_each(|version| remembered.push(version));
             let commit = Commit {
-                sequence, slot, pending, mark, peer_good, with_omni, want_recovery, reset, versions: [va, vb], failed: remembered,
+                sequence, slot, pending, mark, peer_good, needs: Needs::ALL[needs].0, want_recovery, reset, versions: [va, vb],
+                failed: remembered,
             };
             prop_assert_eq!(Commit::decode(&commit.encode()), Copy::Valid(commit));
         }
@@ -339,7 +359,14 @@ mod tests {
     #[test]
     fn the_longest_records_fit() {
         let longest = Version::parse(&format!("1.2.3-{}", "x".repeat(34)));
-        let mut commit = Commit { sequence: Commit::LAST, mark: Some(Commit::LAST), ..Commit::first(longest) };
+        let mut commit = Commit {
+            sequence: Commit::LAST,
+            mark: Some(Commit::LAST),
+            needs: Needs::Provider,
+            want_recovery: true,
+            reset: true,
+            ..Commit::first(longest)
+        };
         for letter in ["a", "b", "c", "d", "e"] {
             commit.failed.push(Version::parse(&format!("1.2.3-{}", letter.repeat(34))).expect("SemVer"));
         }

@@ -133,6 +133,8 @@ pub enum Refusal {
     NotLasting,
     /// What was before is not known yet.
     Unknown,
+    /// This is recovery: there is nothing behind it.
+    Recovery,
 }
 
 impl fmt::Display for Refusal {
@@ -141,6 +143,7 @@ impl fmt::Display for Refusal {
             Self::Spent => write!(f, "{MOST_IN_A_ROW} runs in a row ended by themselves"),
             Self::NotLasting => f.write_str("no disk would remember the reboot"),
             Self::Unknown => f.write_str("the run before is not known"),
+            Self::Recovery => f.write_str("recovery never reboots by itself"),
         }
     }
 }

@@ -5,6 +5,9 @@
 
 use std::time::Duration;
 
+use crate::slots::Booted;
+use crate::slots::health::Limits;
+
 /// Most octets of a command line that are read; the kernel's own limit is 2 or 4 KiB.
 pub const MAX_LINE: usize = 8 * 1024;
 /// Where the file of flags is unless init is told otherwise.
@@ -33,6 +36,11 @@ pub struct Parameters {
     pub watchdog: Option<Duration>,
     /// `pilotlight.service-watchdog=`: seconds that a service may be silent, 1 to 600, instead of the table's.
     pub service_watchdog: Option<Duration>,
+    /// What GRUB says that it booted; nothing where it did not start this.
+    pub booted: Option<Booted>,
+    /// `pilotlight.trial=`: how long the trial of a slot may take and how long it must be well, in seconds, such as
+    /// `600,60`.
+    pub trial: Limits,
     /// Words that begin like ours and mean nothing, or whose value means nothing. Other duties' words are not among them.
     pub unknown: Vec<String>,
 }
@@ -40,7 +48,7 @@ pub struct Parameters {
 /// The hardware watchdog's time unless init is told otherwise.
 const WATCHDOG: Duration = Duration::from_secs(60);
 /// Words of ours that others than this module read.
-const ELSEWHERE: [&str; 6] = ["src", "reset", "recovery", "seed", "update", "console"];
+const ELSEWHERE: [&str; 8] = ["src", "part", "stamp", "reset", "recovery", "seed", "update", "console"];
 /// Unknown words that are reported; a line holds more than anyone reads.
 const MAX_UNKNOWN: usize = 8;
 
@@ -51,6 +59,8 @@ impl Default for Parameters {
             slot: Slot::default(),
             watchdog: Some(WATCHDOG),
             service_watchdog: None,
+            booted: None,
+            trial: Limits::default(),
             unknown: Vec::new(),
         }
     }
@@ -59,7 +69,8 @@ impl Default for Parameters {
 impl Parameters {
     /// Reads `words`; of a name given twice the last counts.
     pub fn read<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut all = Self::default();
+        let words: Vec<_> = words.into_iter().collect();
+        let mut all = Self { booted: Booted::parse(&words.join(" ")), ..Self::default() };
         for word in words {
             let Some(own) = word.strip_prefix(PREFIX) else { continue };
             let (name, value) = own.split_once('=').unwrap_or((own, ""));
@@ -82,6 +93,13 @@ impl Parameters {
             "watchdog" if value == "0" => self.watchdog = None,
             "watchdog" => self.watchdog = Some(seconds(10..=600)?),
             "service-watchdog" => self.service_watchdog = Some(seconds(1..=600)?),
+            "trial" => {
+                let (window, quiet) = value.split_once(',')?;
+                let seconds = |text: &str| {
+                    text.parse().ok().filter(|seconds| (1..=3600).contains(seconds)).map(Duration::from_secs)
+                };
+                self.trial = Limits { window: seconds(window)?, quiet: seconds(quiet)? };
+            }
             name if ELSEWHERE.contains(&name) => {}
             _ => return None,
         }
@@ -126,6 +144,12 @@ mod tests {
         let all = read("quiet pilotlight.slot=b pilotlight.why=\"pending, try 2\" pilotlight.try=2 panic=10\n");
         assert_eq!(all.slot, Slot { name: "b".into(), why: "pending, try 2".into(), attempt: Some(2) });
         assert_eq!((all.flags.as_str(), all.watchdog), (FLAGS, Some(WATCHDOG)));
+        assert!(all.unknown.is_empty());
+        assert_eq!(all.booted, None, "GRUB knows no such reason");
+        let all =
+            read("pilotlight.slot=b pilotlight.why=pending pilotlight.try=2 pilotlight.part=1 pilotlight.trial=9,3");
+        assert_eq!(all.booted.and_then(|booted| booted.slot()), Some(crate::slots::Slot::B));
+        assert_eq!(all.trial, Limits { window: Duration::from_secs(9), quiet: Duration::from_secs(3) });
         assert!(all.unknown.is_empty());
     }
 

@@ -12,8 +12,6 @@ use crate::slots;
 
 /// The socket's path.
 pub const SOCKET: &str = "/run/pilotlight/init.sock";
-/// The file in init's state directory that asks the next early boot to forget everything.
-pub const RESET_FLAG: &str = "factory-reset";
 /// Most octets of a request.
 pub const MAX_REQUEST: usize = 64;
 /// Most octets of an answer.
@@ -106,6 +104,27 @@ pub struct Status {
     pub faults: Vec<String>,
     /// Every service, in the table's order.
     pub services: Vec<ServiceStatus>,
+    /// Whether this is recovery: the box does nothing for its machines.
+    pub recovery: bool,
+    /// What the slot records say; `None` where there are none, or nobody has read them yet.
+    pub records: Option<SlotRecords>,
+}
+
+/// What the slot records say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRecords {
+    /// The slot that proved itself.
+    pub committed: slots::Slot,
+    /// The slot that is on trial, now or from the next boot.
+    pub pending: Option<slots::Slot>,
+    /// What slots A and B hold, as far as is known.
+    pub versions: [Option<slots::Version>; 2],
+    /// Versions that failed their trial, oldest first.
+    pub failed: Vec<slots::Version>,
+    /// Whether recovery is booted next.
+    pub want_recovery: bool,
+    /// How the trial of what runs stands, in words; empty when it has nothing to prove.
+    pub trial: String,
 }
 
 /// A service, as PID 1 sees it.

@@ -15,6 +15,9 @@ pub const CONFIG: &str = "config";
 /// The name of the partition that the boot loader writes to.
 pub const STATE: &str = "state";
 
+/// The directory in which the partitions of the box's own disk have links by their names, such as `state` or `slot-a`.
+pub const NAMES: &str = "/dev/pilotlight";
+
 /// What the boot loader tells of the disk that it started from, on the kernel's command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {

@@ -74,6 +74,8 @@ pub(super) struct Entry {
     /// Whether those that depend on it need not wait any more.
     pub(super) tried: bool,
     pub(super) last: Option<Exit>,
+    /// Whether it reaches what it is for; `None` when it does not say.
+    pub(super) reaches: Option<bool>,
     history: History,
     restarts: u32,
     says: String,
@@ -91,6 +93,7 @@ impl Entry {
             degraded: false,
             tried: false,
             last: None,
+            reaches: None,
             history: History::default(),
             restarts: 0,
             says: String::new(),
@@ -102,6 +105,7 @@ impl Entry {
     pub(super) fn started(&mut self, now: Uptime, pid: i32) -> Action {
         self.state = State::Running { pid, since: now, ready: Ready::Awaited(now + READY_LIMIT), heard: now };
         self.says.clear();
+        self.reaches = None;
         Action::Report(Report::Running { service: self.service.name, pid })
     }
 
@@ -115,6 +119,23 @@ impl Entry {
     /// Whether it has been ready for a healthy while.
     pub(super) fn healthy(&self, now: Uptime) -> bool {
         matches!(self.state, State::Running { ready: Ready::Since(since), .. } if now.since(since) >= HEALTHY_AFTER)
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.state, State::Running { ready: Ready::Since(_), .. })
+    }
+
+    /// From when on it will have been ready for a healthy while.
+    pub(super) fn healthy_at(&self) -> Option<Uptime> {
+        match self.state {
+            State::Running { ready: Ready::Since(since), .. } => Some(since + HEALTHY_AFTER),
+            State::Running { .. }
+            | State::Aborting { .. }
+            | State::Waiting
+            | State::Starting
+            | State::Pausing { .. }
+            | State::Stopped => None,
+        }
     }
 
     /// Whether it is critical and broken.
@@ -131,6 +152,7 @@ impl Entry {
         if let Some(status) = notice.status {
             self.says = status;
         }
+        self.reaches = notice.reaches.or(self.reaches);
         if notice.ready && !matches!(ready, Ready::Since(_)) {
             *ready = Ready::Since(now);
             self.tried = true;
@@ -291,7 +313,7 @@ impl Entry {
         ServiceStatus {
             name: self.service.name.to_owned(),
             pid: self.pid(),
-            ready: matches!(self.state, State::Running { ready: Ready::Since(_), .. }),
+            ready: self.is_ready(),
             degraded: self.degraded && !self.healthy(now),
             uptime: since.map_or(0, |since| now.since(since).as_secs()),
             restarts: self.restarts,

@@ -4,10 +4,14 @@ use std::fmt;
 use std::time::Duration;
 
 use super::budget::{Previous, Record};
+use super::control::Reply;
 use super::mounts::{Directory, Mount};
 use super::notify::Notice;
 use super::services::Service;
+use super::slots::Wish;
 use super::sysctl::Sysctl;
+use crate::slots::health::{Limits, Missing};
+use crate::slots::{Booted, Commit, Records, Slot, Try};
 
 /// How the box's run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +43,16 @@ pub enum Why {
     Asked(u32),
     /// A critical service can't be brought back.
     Critical(&'static str),
+    /// It can't be brought back and the reboots are spent: into recovery.
+    Spent(&'static str),
+    /// The system on trial failed it: into the committed slot.
+    Trial(Missing),
 }
 
 impl Why {
     /// Whether nobody asked for it.
     pub const fn is_automatic(self) -> bool {
-        matches!(self, Self::Critical(_))
+        matches!(self, Self::Critical(_) | Self::Spent(_) | Self::Trial(_))
     }
 }
 
@@ -54,6 +62,10 @@ impl fmt::Display for Why {
             Self::Signal => f.write_str("asked by a signal"),
             Self::Asked(uid) => write!(f, "asked by user {uid}"),
             Self::Critical(service) => write!(f, "{service} can't be brought back"),
+            Self::Spent(service) => {
+                write!(f, "{service} can't be brought back and the reboots are spent: into recovery")
+            }
+            Self::Trial(missing) => write!(f, "the update failed its trial: {missing}"),
         }
     }
 }
@@ -102,6 +114,10 @@ pub enum Event {
         place: Place,
         /// How long a service may be silent, if not as long as the table says.
         watchdog: Option<Duration>,
+        /// What GRUB says that it booted; nothing where it did not start this.
+        booted: Option<Booted>,
+        /// How long the trial of a slot takes.
+        trial: Limits,
     },
     /// The process of [`Action::Prepare`] runs, or could not be started.
     Preparing(Option<i32>),
@@ -139,6 +155,24 @@ pub enum Event {
     },
     /// PID 1 has no children any more.
     ChildrenGone,
+    /// The slot records, read because of [`Action::ReadSlots`], or why they can't be.
+    SlotsRead(Result<Box<Records>, String>),
+    /// [`Action::WriteSlots`] has ended.
+    SlotsWritten {
+        /// Why it failed, if it did: what stood then stands.
+        outcome: Result<(), String>,
+        /// What is there now, if anybody knows.
+        records: Option<Box<Records>>,
+    },
+    /// Someone who may wants something of the slots; answered by [`Action::Answer`].
+    Wished {
+        /// Names the question.
+        ticket: u64,
+        /// Who asks.
+        uid: u32,
+        /// What for.
+        wish: Wish,
+    },
     /// [`Supervisor::deadline`](super::Supervisor::deadline) has come.
     Deadline,
     /// Someone who may asks for the end.
@@ -188,6 +222,26 @@ pub enum Action {
     MakeCgroups,
     /// Open the sockets on which services say how they are.
     ListenToServices,
+    /// Read the slot records, elsewhere, and report [`Event::SlotsRead`].
+    ReadSlots,
+    /// Store these records, elsewhere, and report [`Event::SlotsWritten`]. The one before has been reported.
+    WriteSlots {
+        /// The commit record.
+        commit: Option<Box<Commit>>,
+        /// The try record.
+        tries: Option<Try>,
+    },
+    /// Let who writes slots at the partition of this one.
+    OpenSlot(Slot),
+    /// And no more.
+    CloseSlot(Slot),
+    /// Answer a question.
+    Answer {
+        /// Which.
+        ticket: u64,
+        /// How.
+        reply: Reply,
+    },
     /// Read the record of the run before and report [`Event::Recalled`].
     Recall,
     /// Keep the record of this run.
@@ -271,6 +325,21 @@ pub enum Report {
         /// Why no reboot is tried.
         refusal: super::budget::Refusal,
     },
+    /// Recovery runs: the box does nothing for its machines.
+    Recovery(crate::slots::Why),
+    /// This boot lasted, and is not counted against the box.
+    Acknowledged,
+    /// The system that runs proved itself.
+    Committed(Slot),
+    /// The system that runs did not.
+    GivesUp {
+        /// Its slot.
+        slot: Slot,
+        /// What it lacks.
+        missing: Missing,
+    },
+    /// The slot records can't be read, or not written.
+    SlotFault(String),
     /// The end begins.
     Ending(Ending, Why),
     /// A service ended in the course of the shutdown.

@@ -20,18 +20,21 @@ pub mod seccomp;
 pub mod seed;
 pub mod services;
 pub mod shutdown;
+pub mod slots;
 pub mod storage;
 pub mod sysctl;
 #[cfg(test)]
 mod transcripts;
 
+use crate::slots::Target;
 use crate::time::Uptime;
-use budget::{Budget, Previous};
+use budget::{Budget, Previous, Refusal};
 use control::ServiceStatus;
 use entry::{Entry, State};
 pub use event::{Action, Ending, Event, Exit, Place, Report, Signal, Why};
 use mounts::{LINKS, MOUNTS};
 use services::Service;
+use slots::{Slots, View};
 use sysctl::{HOSTNAME, SYSCTLS};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub struct Supervisor {
     preparing: Option<i32>,
     budget: Budget,
     previous: Previous,
+    slots: Slots,
+    recovery: bool,
     /// How the run ends, why, and since when it does.
     end: Option<(Ending, Why, Uptime)>,
 }
@@ -83,6 +88,8 @@ impl Supervisor {
             preparing: None,
             budget: Budget::default(),
             previous: Previous::default(),
+            slots: Slots::default(),
+            recovery: false,
             end: None,
         }
     }
@@ -96,10 +103,16 @@ impl Supervisor {
                 actions.extend(MOUNTS.iter().copied().map(Action::Mount));
                 actions.push(Action::Orient);
             }
-            Event::Oriented { place, watchdog } => {
+            Event::Oriented { place, watchdog, booted, trial } => {
                 if let Some(watchdog) = watchdog {
                     self.entries.iter_mut().for_each(|entry| entry.service.watchdog = watchdog);
                 }
+                if let Some(booted) = booted.as_ref().filter(|booted| booted.target == Target::Recovery) {
+                    self.recovery = true;
+                    self.entries.retain(|entry| entry.service.in_recovery);
+                    actions.push(Action::Report(Report::Recovery(booted.why)));
+                }
+                self.slots.oriented(booted, trial);
                 boot(place, &mut actions);
             }
             Event::Recalled(previous) => {
@@ -110,8 +123,15 @@ impl Supervisor {
                 // It may have been told to end before it began.
                 if self.phase == Phase::Early {
                     self.phase = Phase::Running;
+                    self.slots.began(now);
                 }
             }
+            Event::SlotsRead(records) => self.slots.read(records, &mut actions),
+            Event::SlotsWritten { outcome, records } => {
+                let outcome = self.slots.written(now, outcome, records, &mut actions);
+                self.follow(now, outcome, &mut actions);
+            }
+            Event::Wished { ticket, uid, wish } => self.slots.wish(ticket, uid, wish, &mut actions),
             Event::Started { service, pid } => {
                 actions.extend(self.entry(service).map(|entry| entry.started(now, pid)));
             }
@@ -155,7 +175,10 @@ impl Supervisor {
     /// When [`Event::Deadline`] is due, if at all.
     pub fn deadline(&self) -> Option<Uptime> {
         match &self.phase {
-            Phase::Running => self.entries.iter().filter_map(Entry::deadline).chain(self.budget.deadline()).min(),
+            Phase::Running => {
+                let entries = self.entries.iter().filter_map(Entry::deadline);
+                entries.chain(self.budget.deadline()).chain(self.slots.deadline()).min()
+            }
             Phase::Terminating { deadline, .. }
             | Phase::Killing { deadline, .. }
             | Phase::TerminatingStrays { deadline, .. }
@@ -184,6 +207,16 @@ impl Supervisor {
     /// What is known of the run before.
     pub fn previous(&self) -> &Previous {
         &self.previous
+    }
+
+    /// Whether this is recovery.
+    pub fn is_recovery(&self) -> bool {
+        self.recovery
+    }
+
+    /// What the slot records say at `now`.
+    pub fn slot_records(&self, now: Uptime) -> Option<control::SlotRecords> {
+        self.slots.status(now)
     }
 
     /// Runs in a row that ended by themselves.
@@ -268,9 +301,19 @@ impl Supervisor {
         let doomed = self.entries.iter_mut().find_map(|entry| entry.doomed(now).then_some(entry.service.name));
         if let Some(service) = doomed {
             match self.budget.may_reboot() {
+                _ if self.recovery => {
+                    actions.push(Action::Report(Report::StaysUp { service, refusal: Refusal::Recovery }));
+                }
+                _ if self.slots.on_trial() => self.slots.doom(service),
                 Ok(()) => return self.terminate(now, Ending::Reboot, Why::Critical(service), actions),
+                Err(Refusal::Spent) if self.slots.rescue(service) => {}
                 Err(refusal) => actions.push(Action::Report(Report::StaysUp { service, refusal })),
             }
+        }
+        let outcome = self.slots.tend(now, self.view(), actions);
+        self.follow(now, outcome, actions);
+        if self.phase != Phase::Running {
+            return;
         }
         let trouble = self.entries.iter().any(|entry| entry.in_trouble(now));
         if self.budget.forgive(now, trouble) {
@@ -279,12 +322,41 @@ impl Supervisor {
         self.start_due(now, actions);
     }
 
+    /// Does what a write of the slot records leads to.
+    fn follow(&mut self, now: Uptime, outcome: slots::Outcome, actions: &mut Vec<Action>) {
+        if let Some(service) = outcome.not_rescued {
+            actions.push(Action::Report(Report::StaysUp { service, refusal: Refusal::Spent }));
+        }
+        if let Some((ending, why)) = outcome.end {
+            self.terminate(now, ending, why, actions);
+        }
+    }
+
+    /// What the services say that matters to the slots.
+    fn view(&self) -> View {
+        let of = |name| self.entries.iter().find(|entry| entry.service.name == name);
+        let (net, web, provider) = (of("net"), of("web"), of("provider"));
+        let ready = |entry: Option<&Entry>| entry.is_some_and(Entry::is_ready);
+        View {
+            // One that does not say what it reaches is believed to.
+            net: ready(net) && net.is_some_and(|entry| entry.reaches != Some(false)),
+            web: ready(web),
+            provider: ready(provider),
+            omni: ready(provider) && provider.is_some_and(|entry| entry.reaches == Some(true)),
+            lasts_at: web.and_then(Entry::healthy_at),
+        }
+    }
+
     fn start_due(&mut self, now: Uptime, actions: &mut Vec<Action>) {
         // Its chance is enough: a service that can't start keeps no other from trying.
         let tried: Vec<_> = self.entries.iter().filter(|entry| entry.tried).map(|entry| entry.service.name).collect();
+        let all: Vec<_> = self.entries.iter().map(|entry| entry.service.name).collect();
         for entry in &mut self.entries {
             let due = match entry.state {
-                State::Waiting => entry.service.depends_on.iter().all(|name| tried.contains(name)),
+                // In recovery not every service is there.
+                State::Waiting => {
+                    entry.service.depends_on.iter().all(|name| tried.contains(name) || !all.contains(name))
+                }
                 State::Pausing { until } => now >= until,
                 State::Starting | State::Running { .. } | State::Aborting { .. } | State::Stopped => false,
             };
@@ -358,7 +430,7 @@ fn boot(place: Place, actions: &mut Vec<Action>) {
 /// What services need of the file system.
 fn furnish(actions: &mut Vec<Action>) {
     actions.extend(mounts::directories().into_iter().map(Action::MakeDirectory));
-    actions.extend([Action::MakeCgroups, Action::ListenToServices, Action::Recall]);
+    actions.extend([Action::MakeCgroups, Action::ListenToServices, Action::ReadSlots, Action::Recall]);
 }
 
 /// What [`Supervisor::feeds`] allows must outlast the steps of an end.

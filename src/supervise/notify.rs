@@ -22,6 +22,9 @@ pub struct Notice {
     pub broken: bool,
     /// `STOPPING=1`: it ends, and wants nothing.
     pub stopping: bool,
+    /// `X_PILOTLIGHT_REACHES=1` or `=0`: whether it reaches what it is for, as the provider Omni. Names with `X_` are
+    /// everybody's own.
+    pub reaches: Option<bool>,
     /// `STATUS=`: a line for people, without control characters.
     pub status: Option<String>,
 }
@@ -38,6 +41,8 @@ pub fn parse(datagram: &[u8]) -> Notice {
             Some(("WATCHDOG", "1")) => notice.alive = true,
             Some(("WATCHDOG", "trigger")) => notice.broken = true,
             Some(("STOPPING", "1")) => notice.stopping = true,
+            Some(("X_PILOTLIGHT_REACHES", "1")) => notice.reaches = Some(true),
+            Some(("X_PILOTLIGHT_REACHES", "0")) => notice.reaches = Some(false),
             Some(("STATUS", text)) => {
                 notice.status = Some(text.chars().filter(|c| !c.is_control()).take(MAX_STATUS).collect());
             }
@@ -83,6 +88,7 @@ mod tests {
         let status = Some("port [1m67".to_owned());
         assert_eq!(notice, Notice { ready: true, alive: true, status, ..Notice::default() });
         assert!(parse(b"STOPPING=1").stopping && parse(b"WATCHDOG=trigger").broken);
+        assert_eq!(parse(b"X_PILOTLIGHT_REACHES=1\nX_PILOTLIGHT_REACHES=0").reaches, Some(false));
         assert_eq!(parse(b"READY=0\nready=1\nX_READY=1\n\xff=1"), Notice::default());
     }
 

@@ -98,6 +98,9 @@ use Capability::{NetAdmin, NetBindService, NetRaw, SysTime};
 /// The variables that hold Omni's service account key, the first that is set wins.
 pub const KEY_VARIABLES: [&str; 2] = ["SIDERO_SERVICE_ACCOUNT_KEY", "OMNI_SERVICE_ACCOUNT_KEY"];
 
+/// The variables that name the way out; the proxy's may hold a password.
+pub const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"];
+
 /// What most services have.
 const ORDINARY: Service = Service {
     name: "",
@@ -146,6 +149,8 @@ pub const SERVICES: &[Service] = &[
         in_recovery: true,
         ..ORDINARY
     },
+    // Recovery is where a box is that needs an update most.
+    Service { name: "update", uid: 911, environment: &PROXY_VARIABLES, in_recovery: true, ..ORDINARY },
 ];
 
 /// The service of that name.

@@ -34,6 +34,9 @@ mod tests {
             alive.retain(|name| !stopping.contains(name));
             waves.push(stopping);
         }
-        assert_eq!(waves, [vec!["net", "provider", "dhcp", "tftp", "settings", "web"], vec!["images"], vec!["store"]]);
+        assert_eq!(
+            waves,
+            [vec!["net", "provider", "dhcp", "tftp", "settings", "web", "update"], vec!["images"], vec!["store"]]
+        );
     }
 }

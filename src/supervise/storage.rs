@@ -80,6 +80,8 @@ impl fmt::Display for Cause {
 pub enum Degraded {
     /// The disk does not give what is on it.
     Unreadable,
+    /// What is on it can't be erased, as was asked for.
+    NotErased,
     /// No file system can be made.
     NotMade,
     /// It can't be mounted though it was made or checked, or for a reason that is not its own.
@@ -90,6 +92,7 @@ impl fmt::Display for Degraded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unreadable => "the data partition can't be read",
+            Self::NotErased => "the data partition can't be erased",
             Self::NotMade => "no file system can be made on the data partition",
             Self::NotMounted => "the data partition can't be mounted",
         })
@@ -110,6 +113,8 @@ pub enum Event {
     Mounted(Result<(), Refusal>),
     /// The check ended with this code (bit mask of e2fsck(8)), or could not run.
     Checked(Option<i32>),
+    /// What was there is erased, or not.
+    Erased(bool),
     /// A file system was made, or not.
     Made(bool),
 }
@@ -117,6 +122,8 @@ pub enum Event {
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Overwrite what is there, the beginning first: what is begun is then seen as [`Content::Blank`], never as what was.
+    Erase,
     /// Make a file system.
     Make(Cause),
     /// Mount it.
@@ -148,7 +155,10 @@ impl Preparation {
     /// Takes what happened, returns what to do.
     pub fn on(&mut self, event: Event) -> Action {
         match event {
-            Event::Looked { reset: true, .. } => self.make(Cause::FactoryReset),
+            Event::Looked { reset: true, .. } => Action::Erase,
+            Event::Erased(true) => self.make(Cause::FactoryReset),
+            // It would be said to be gone, and is not.
+            Event::Erased(false) => Action::UseMemory(Degraded::NotErased),
             Event::Looked { content: Content::Blank, .. } => self.make(Cause::FirstBoot),
             Event::Looked { content: Content::Unreadable, .. } => Action::UseMemory(Degraded::Unreadable),
             Event::Looked { content: Content::Faulty | Content::Unknown, .. } => self.check(Check::Safe),
@@ -188,6 +198,18 @@ impl Preparation {
     }
 }
 
+/// Octets that are erased at a time.
+const ERASED_AT_ONCE: u64 = 16 << 20;
+
+/// The parts of a partition of this many octets as they are erased, each on the medium before the next: offset and length.
+/// The first is what [`Content::of`] looks at.
+pub fn erasure(octets: u64) -> impl Iterator<Item = (u64, u64)> {
+    let first = octets.min(LOOKED_AT as u64);
+    let rest = (first..octets).step_by(ERASED_AT_ONCE as usize);
+    let beginning = (first > 0).then_some((0, first));
+    beginning.into_iter().chain(rest.map(move |at| (at, ERASED_AT_ONCE.min(octets - at))))
+}
+
 /// Bits of e2fsck's exit code that still mean that the file system is whole: errors corrected, reboot wanted (which
 /// concerns mounted file systems only).
 const CORRECTED: i32 = 1 | 2;
@@ -202,6 +224,7 @@ mod tests {
     /// Every event that can answer `action`.
     fn answers(action: Action) -> Vec<Event> {
         match action {
+            Action::Erase => vec![Event::Erased(true), Event::Erased(false)],
             Action::Make(_) => vec![Event::Made(true), Event::Made(false)],
             Action::Mount => vec![
                 Event::Mounted(Ok(())),
@@ -247,6 +270,7 @@ mod tests {
                             "{path:?}"
                         );
                     }
+                    assert_eq!(reset, path[0] == Action::Erase, "{path:?}");
                     if !reset && content == Content::Clean {
                         assert_eq!(path[0], Action::Mount);
                     }
@@ -263,6 +287,20 @@ mod tests {
         assert_eq!(preparation.on(Event::Mounted(Err(Refusal::Elsewhere))), Action::UseMemory(Degraded::NotMounted));
         let looked = Event::Looked { content: Content::Unreadable, reset: false };
         assert_eq!(Preparation::default().on(looked), Action::UseMemory(Degraded::Unreadable));
+    }
+
+    #[test]
+    fn all_is_erased_once_and_what_tells_first() {
+        for octets in [0, 512, LOOKED_AT as u64, 64 << 20, (64 << 20) + 512] {
+            let parts: Vec<_> = erasure(octets).collect();
+            let mut at = 0;
+            for (offset, length) in &parts {
+                assert_eq!(*offset, at);
+                at += length;
+            }
+            assert_eq!(at, octets);
+            assert!(parts.first().is_none_or(|(_, length)| *length <= LOOKED_AT as u64));
+        }
     }
 
     #[test]

@@ -3,13 +3,17 @@
 //! The events are read from the file itself, played, and the whole must come out as it is written. With
 //! `PILOTLIGHT_BLESS=1` the files are written anew.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
+use crate::slots::health::Limits;
+use crate::slots::{Booted, Commit, Copy, Needs, Records, SECTOR, Slot, Try, Version};
 use budget::Record;
 use notify::Notice;
 use services::SERVICES;
+use slots::Wish;
 
 struct Play {
     supervisor: Supervisor,
@@ -20,6 +24,12 @@ struct Play {
     silent: Vec<String>,
     place: Place,
     previous: Previous,
+    booted: Option<Booted>,
+    records: Result<Records, String>,
+    medium_fails: bool,
+    tickets: u64,
+    depth: u32,
+    later: VecDeque<Event>,
     text: String,
 }
 
@@ -28,10 +38,30 @@ const BEAT: Duration = Duration::from_secs(10);
 
 impl Play {
     fn feed(&mut self, event: Event) {
+        self.depth += 1;
         for action in self.supervisor.on(self.now, event) {
             self.text.push_str(&format!("  {}\n", line(&action)));
             match action {
-                Action::Orient => self.feed(Event::Oriented { place: self.place, watchdog: None }),
+                Action::Orient => {
+                    let (booted, trial) = (self.booted.clone(), Limits::default());
+                    self.feed(Event::Oriented { place: self.place, watchdog: None, booted, trial });
+                }
+                Action::ReadSlots => self.feed(Event::SlotsRead(self.records.clone().map(Box::new))),
+                Action::WriteSlots { commit, tries } => {
+                    let records = self.records.as_mut().unwrap();
+                    if !self.medium_fails {
+                        if let Some(commit) = commit {
+                            records.commits = [0, 1].map(|_| Copy::Valid((*commit).clone()));
+                        }
+                        if let Some(tries) = tries {
+                            records.tries = [0, 1].map(|_| Copy::Valid(tries.clone()));
+                        }
+                    }
+                    let outcome = if self.medium_fails { Err("the medium is at its end".to_owned()) } else { Ok(()) };
+                    let records = Some(Box::new(records.clone()));
+                    // A thread does it, which the supervisor hears of later.
+                    self.later.push_back(Event::SlotsWritten { outcome, records });
+                }
                 Action::Recall => self.feed(Event::Recalled(self.previous.clone())),
                 Action::Prepare => {
                     self.next_pid += 1;
@@ -49,6 +79,12 @@ impl Play {
                 }
                 _ => {}
             }
+        }
+        self.depth -= 1;
+        while self.depth == 0
+            && let Some(event) = self.later.pop_front()
+        {
+            self.feed(event);
         }
     }
 
@@ -137,6 +173,56 @@ impl Play {
                 }
                 return;
             }
+            // What GRUB said.
+            ["booted", words @ ..] => {
+                let line: Vec<_> = words.iter().map(|word| format!("pilotlight.{word}")).collect();
+                self.booted = Some(Booted::parse(&line.join(" ")).expect("GRUB's words"));
+                return;
+            }
+            // The commit record in place of that of a new disk, by its fields; the boot was counted once.
+            ["record", fields @ ..] => {
+                let version = |text: &str| Version::parse(text).unwrap();
+                let mut commit = Commit::first(Some(version("1.0.0")));
+                for field in fields {
+                    match *field {
+                        "next=b" => {
+                            (commit.pending, commit.mark, commit.peer_good) = (true, Some(1), false);
+                            commit.versions[1] = Some(version("1.1.0"));
+                        }
+                        "omni=yes" => commit.needs = Needs::Omni,
+                        "want=recovery" => commit.want_recovery = true,
+                        other => panic!("unknown field {other:?}"),
+                    }
+                }
+                let tries = Try { boots: 1, ..Try::first("0123456789abcdef".to_owned()) };
+                self.records = Ok(Records {
+                    commits: [0, 1].map(|_| Copy::Valid(commit.clone())),
+                    tries: [0, 1].map(|_| Copy::Valid(tries.clone())),
+                });
+                return;
+            }
+            ["medium-fails"] => {
+                self.medium_fails = true;
+                return;
+            }
+            ["reaches", name, what] => self.notice(name, Notice { reaches: Some(*what == "yes"), ..Notice::default() }),
+            ["wish", what @ ..] => {
+                let wish = match what {
+                    ["recovery"] => Wish::Recovery(true),
+                    ["normal"] => Wish::Recovery(false),
+                    ["reset"] => Wish::Reset,
+                    ["withdraw", slot] => Wish::Withdraw(Slot::parse(slot).unwrap()),
+                    ["try", slot, version, asked @ ..] => Wish::Try {
+                        slot: Slot::parse(slot).unwrap(),
+                        version: Version::parse(version).unwrap(),
+                        asked: *asked == ["asked"],
+                    },
+                    ["choose", slot] => Wish::Choose(Slot::parse(slot).unwrap()),
+                    other => panic!("unknown wish {other:?}"),
+                };
+                self.tickets += 1;
+                Event::Wished { ticket: self.tickets, uid: 907, wish }
+            }
             ["cannot-start", name] => {
                 self.failing.push((*name).to_owned());
                 return;
@@ -189,6 +275,21 @@ fn line(action: &Action) -> String {
         Action::LoopbackUp => "up lo".to_owned(),
         Action::MakeCgroups => format!("mkdir {}", cgroup::SERVICES_DIR),
         Action::ListenToServices => "bind /run/pilotlight/notify/*.sock".to_owned(),
+        Action::ReadSlots => "read the slot records".to_owned(),
+        Action::WriteSlots { commit, tries } => {
+            let text = |sector: [u8; SECTOR]| {
+                let text = String::from_utf8(sector.to_vec()).unwrap();
+                let lines: Vec<_> = text.lines().skip(1).filter(|line| !line.starts_with('#')).collect();
+                lines.join(" ")
+            };
+            let commit = commit.as_ref().map(|commit| format!("commit record {}", text(commit.encode())));
+            let tries = tries.as_ref().map(|tries| format!("try record {}", text(tries.encode())));
+            let all: Vec<_> = commit.into_iter().chain(tries).collect();
+            format!("write {}", all.join(", "))
+        }
+        Action::OpenSlot(slot) => format!("chown slot-{} to update", slot.letter()),
+        Action::CloseSlot(slot) => format!("chown slot-{} to root", slot.letter()),
+        Action::Answer { ticket, reply } => format!("answer {ticket}: {reply:?}"),
         Action::Recall => "read the record of the run before".to_owned(),
         Action::Remember(record) => format!("write record {:?}", record.to_string()),
         Action::Spawn(service) => {
@@ -225,6 +326,11 @@ fn said(report: &Report) -> String {
         Report::Hung { service, pid } => format!("{service} hangs as {pid}"),
         Report::StaysUp { service, refusal } => format!("no reboot for {service}: {refusal}"),
         Report::Stray { pid, exit } => format!("stray {pid} ended by {exit}"),
+        Report::Recovery(why) => format!("this is recovery: {why}"),
+        Report::Acknowledged => "this boot lasts".to_owned(),
+        Report::Committed(slot) => format!("slot {} is committed", slot.letter()),
+        Report::GivesUp { slot, missing } => format!("slot {} is given up: {missing}", slot.letter()),
+        Report::SlotFault(fault) => format!("slot records: {fault}"),
         Report::Ending(ending, why) => format!("{ending:?}, {why}"),
         Report::Stopped { service, exit } => format!("{service} stopped by {exit}"),
         Report::Stuck { service, pid } => format!("{service} is stuck as {pid}"),
@@ -243,6 +349,12 @@ fn plays_as_written(name: &str) {
         silent: Vec::new(),
         place: Place::Machine,
         previous: Previous { lasting: true, ..Previous::default() },
+        booted: None,
+        records: Err("no state partition".to_owned()),
+        medium_fails: false,
+        tickets: 0,
+        depth: 0,
+        later: VecDeque::new(),
         text: String::new(),
     };
     for line in written.lines() {
@@ -331,4 +443,59 @@ fn services_stop_in_reverse_order() {
 #[test]
 fn a_service_that_ignores_everything_delays_the_end_and_does_not_prevent_it() {
     plays_as_written("stuck.txt");
+}
+
+#[test]
+fn a_system_on_trial_is_committed_once_all_was_well_for_a_minute() {
+    plays_as_written("trial_commit.txt");
+}
+
+#[test]
+fn a_system_on_trial_that_does_not_reach_omni_is_given_up() {
+    plays_as_written("trial_omni.txt");
+}
+
+#[test]
+fn a_trial_waits_for_no_service_that_cannot_be_brought_back() {
+    plays_as_written("trial_doomed.txt");
+}
+
+#[test]
+fn a_medium_that_keeps_nothing_ends_a_trial_all_the_same() {
+    plays_as_written("trial_medium.txt");
+}
+
+#[test]
+fn what_stands_in_for_a_slot_that_does_not_load_is_committed_and_never_given_up() {
+    plays_as_written("stand_in.txt");
+}
+
+#[test]
+fn a_boot_that_lasts_is_acknowledged_once() {
+    plays_as_written("acknowledged.txt");
+}
+
+#[test]
+fn recovery_runs_what_a_person_needs_and_never_reboots_by_itself() {
+    plays_as_written("recovery.txt");
+}
+
+#[test]
+fn a_spent_budget_leads_into_recovery_once() {
+    plays_as_written("rescue.txt");
+}
+
+#[test]
+fn recovery_that_did_not_come_is_not_asked_for_again() {
+    plays_as_written("rescue_failed.txt");
+}
+
+#[test]
+fn wishes_are_answered_when_they_are_on_the_medium() {
+    plays_as_written("wishes.txt");
+}
+
+#[test]
+fn a_factory_reset_is_recorded_before_the_box_reboots_for_it() {
+    plays_as_written("reset.txt");
 }

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 mod call {
     nix::ioctl_none!(blkrrpart, 0x12, 95);
     nix::ioctl_none!(blkflsbuf, 0x12, 97);
+    nix::ioctl_write_ptr_bad!(blkzeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
     nix::ioctl_read_bad!(blksszget, nix::libc::BLKSSZGET, nix::libc::c_int);
     nix::ioctl_write_ptr!(ext4_resize_fs, b'f', 16, u64);
@@ -23,6 +24,19 @@ pub fn octets(disk: &File) -> io::Result<u64> {
     // SAFETY: BLKGETSIZE64 writes one u64 (linux/fs.h gives its size as that of a pointer, which is the same here).
     unsafe { call::blkgetsize64(disk.as_raw_fd(), &raw mut octets) }?;
     Ok(octets)
+}
+
+/// Writes zeroes over `length` octets at `offset` of the block device `disk`, both in whole sectors. Hardware that can do so
+/// by itself does; it may only give the space back where it then reads as zeroes.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn zero(disk: &File, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: BLKZEROOUT reads two u64, offset and length (linux/fs.h).
+    unsafe { call::blkzeroout(disk.as_raw_fd(), &raw const range) }?;
+    Ok(())
 }
 
 /// How many octets a sector of the block device `disk` has.

@@ -7,12 +7,14 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 
 use super::manifest::Manifest;
-use crate::slots::{Commit, Version};
+use crate::slots::{Failed, Version};
 
 /// How a bundle begins.
 pub const MAGIC: &[u8; 20] = b"PILOTLIGHT BUNDLE 1\n";
 
 const LARGEST_MANIFEST: usize = 65_536;
+/// The most octets before an image.
+pub(super) const LONGEST_HEAD: u64 = 32 + LARGEST_MANIFEST as u64 + 64;
 
 /// The first eight octets of a public key's SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,9 @@ pub enum Refused {
         /// What runs.
         ours: Version,
     },
+    /// It is what runs.
+    #[error("version {0} runs already; ask for it again to write it anew")]
+    Runs(Version),
     /// What runs is too old for it.
     #[error("the bundle needs version {minimum} to be installed first; {ours} runs")]
     BelowMinimum {
@@ -101,13 +106,13 @@ pub struct Terms<'a> {
     pub compatible: &'a str,
     /// What runs.
     pub running: &'a Version,
-    /// The record that stands, for versions that failed.
-    pub commit: &'a Commit,
+    /// Versions that failed here.
+    pub failed: &'a Failed,
     /// Octets of the slot.
     pub slot: u64,
     /// Somebody asked for an older version.
     pub downgrade: bool,
-    /// Somebody asked for a version that failed.
+    /// Somebody asked for a version that failed, or runs.
     pub again: bool,
 }
 
@@ -175,7 +180,10 @@ impl Bundle {
         if let Some(minimum) = minimum.as_ref().filter(|minimum| terms.running.is_before(minimum)) {
             return Err(Refused::BelowMinimum { minimum: minimum.clone(), ours: terms.running.clone() });
         }
-        if terms.commit.failed.contains(version) && !terms.again {
+        if version == terms.running && !terms.again {
+            return Err(Refused::Runs(version.clone()));
+        }
+        if terms.failed.contains(version) && !terms.again {
             return Err(Refused::FailedBefore(version.clone()));
         }
         if *size > terms.slot {

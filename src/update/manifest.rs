@@ -105,6 +105,11 @@ impl Manifest {
         })
     }
 
+    /// Octets of the image without these chunks.
+    pub fn held_without(&self, chunks: &[usize]) -> u64 {
+        self.size.saturating_sub(chunks.iter().map(|index| self.place(*index).1 as u64).sum())
+    }
+
     /// Where a chunk begins, and how many octets it has.
     pub fn place(&self, index: usize) -> (u64, usize) {
         let at = index as u64 * u64::from(self.chunk);

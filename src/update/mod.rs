@@ -18,11 +18,26 @@
 //! load, and the committed record need not be touched. A chunk is verified before it is written. After a break the slot itself says what it holds: chunks that
 //! read back right are not asked for again, so that there is no record of progress that could be wrong.
 //!
-//! Synchronous: it runs on a thread that may block.
+//! # The service
+//!
+//! [`service`] does this for the box, as a user of its own: one job at a time, from a URL, a stick or an upload. Init says
+//! which slot may be written, opens that partition to the service's user and no other, withdraws what the slot held from
+//! trial, and puts it on trial when it is written ([`Request`](crate::supervise::control::Request)). Asked to fetch from
+//! a URL, the service goes on with it after a restart of its own or of the box.
 
 mod bundle;
 pub mod cli;
+mod fetch;
+mod job;
+pub mod keys;
 mod manifest;
+pub mod protocol;
+mod retry;
+pub mod service;
+mod standing;
+mod stick;
+mod upload;
+mod wish;
 mod write;
 
 pub use bundle::{Bundle, KeyId, MAGIC, Refused, Terms, open, sign};

@@ -131,16 +131,21 @@ pub fn write(
     for pass in 0..=PASSES {
         missing = absent(manifest, slot)?;
         match missing.first() {
-            None => return Ok(()),
+            None => {
+                progress(manifest.size);
+                return Ok(());
+            }
             Some(_) if pass == PASSES => break,
             Some(_) => {}
         }
         erase_head(manifest, slot)?;
+        let mut report = |left: &[usize]| progress(manifest.held_without(left));
+        report(&missing);
         let body: Vec<_> = missing.iter().copied().filter(|index| *index != 0).collect();
-        fetch(manifest, &body, source, slot, progress)?;
+        fetch(manifest, &body, source, slot, &mut |left| report(&[&[0], left].concat()))?;
         // The head comes last: until then the slot does not load.
         if absent(manifest, slot)? == [0] {
-            fetch(manifest, &[0], source, slot, progress)?;
+            fetch(manifest, &[0], source, slot, &mut report)?;
         }
     }
     Err(Failed::NotKept { at: missing.first().map_or(0, |index| manifest.place(*index).0) })
@@ -165,9 +170,14 @@ fn holds(manifest: &Manifest, index: usize, slot: &mut impl Blocks) -> Result<bo
 }
 
 fn erase_head(manifest: &Manifest, slot: &mut impl Blocks) -> Result<(), Failed> {
-    let length = manifest.place(0).1.min(HEAD);
-    slot.write(0, &vec![0; length]).map_err(|source| Failed::Device { doing: "write", at: 0, source })?;
-    flush(slot)
+    let zeros = vec![0; manifest.place(0).1.min(HEAD)];
+    let (first, rest) = zeros.split_at(SECTOR.min(zeros.len()));
+    // The sector that makes the slot load goes alone: a cut must not leave it before a rest that is half erased.
+    for (at, octets) in [(0, first), (first.len() as u64, rest)] {
+        slot.write(at, octets).map_err(|source| Failed::Device { doing: "write", at, source })?;
+        flush(slot)?;
+    }
+    Ok(())
 }
 
 /// Reads these chunks, in order, and writes each that is the one signed.
@@ -176,8 +186,9 @@ fn fetch(
     chunks: &[usize],
     source: &mut impl Source,
     slot: &mut impl Blocks,
-    progress: &mut dyn FnMut(u64),
+    left: &mut dyn FnMut(&[usize]),
 ) -> Result<(), Failed> {
+    let mut done = 0;
     // Each run of chunks is one request.
     for run in chunks.chunk_by(|one, next| one + 1 == *next) {
         let at = run.first().map_or(0, |index| manifest.place(*index).0);
@@ -200,7 +211,8 @@ fn fetch(
                 flush(slot)?;
                 slot.write(at, first).map_err(|source| Failed::Device { doing: "write", at, source })?;
             }
-            progress(at + length as u64);
+            done += 1;
+            left(chunks.get(done..).unwrap_or_default());
         }
     }
     flush(slot)

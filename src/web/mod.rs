@@ -6,8 +6,10 @@
 pub mod guard;
 mod live;
 mod metrics;
+mod multipart;
 pub mod session;
 pub mod settings;
+pub mod update;
 mod view;
 
 use std::sync::Arc;

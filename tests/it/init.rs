@@ -36,6 +36,7 @@ for dir in bin sbin lib lib64; do
     fi
 done
 mount --bind "$box" box
+if [ -e "$box/state" ]; then mkdir dev/pilotlight; ln -s /box/state dev/pilotlight/state; fi
 shift 2
 exec chroot . /box/init pilotlight.flags=/box/flags "$@"
 "#;
@@ -195,6 +196,11 @@ impl Running {
         lines(&self.dir.path().join("box/record").join(name))
     }
 
+    /// A file of the directory that the box sees as /box; it is there when the box is gone, too.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join("box").join(name)
+    }
+
     /// Lets services see a file of this name.
     pub fn write(&self, name: &str) {
         fs::write(self.dir.path().join("box/record").join(name), "").unwrap();
@@ -281,7 +287,7 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 8] = ["net", "store", "images", "provider", "dhcp", "tftp", "settings", "web"];
+const NAMES: [&str; 9] = ["net", "store", "images", "provider", "dhcp", "tftp", "settings", "web", "update"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
@@ -311,6 +317,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("tftp", 906, 1 << 10),
         ("settings", 910, 0),
         ("web", 907, 1 << 10),
+        ("update", 911, 0),
     ] {
         let status = lines(&running.dir.path().join(format!("box/record/{name}.status"))).join("\n");
         let want = format!(

@@ -34,7 +34,7 @@ const LIFE: Duration = Duration::from_secs(40);
 const SOON: Duration = Duration::from_secs(15);
 
 /// What is killed in the second life, and from which step of any machine on.
-const KILLS: [(Step, &str); 7] = [
+const KILLS: [(Step, &str); 8] = [
     (Step::Joining, "net"),
     // The rack was just switched on, and its firmware asks.
     (Step::Joining, "dhcp"),
@@ -42,6 +42,7 @@ const KILLS: [(Step, &str); 7] = [
     (Step::Preparing, "store"),
     (Step::Installing, "images"),
     (Step::PoweringOff, "web"),
+    (Step::PoweringOff, "update"),
     (Step::Wiping, "provider"),
 ];
 

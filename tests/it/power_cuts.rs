@@ -8,7 +8,7 @@ use std::io;
 
 use pilotlight::slots::device::{Sectors, load, store_commit, store_try};
 use pilotlight::slots::{
-    Booted, COMMITS, Commit, Hand, Records, SECTOR, TRIES_AT, Target, Try, Version, Why, change, decide,
+    Booted, COMMITS, Commit, Hand, Needs, Records, SECTOR, TRIES_AT, Target, Try, Version, Why, change, decide,
 };
 
 use super::peers;
@@ -136,7 +136,7 @@ fn a_cut_while_a_record_is_stored_keeps_what_was_committed() {
         let booted = Booted { target: Target::Slot(slot), why, tries: 1, part: None, stamp: None, reset: false };
         let version = Version::parse(&format!("1.0.{step}")).expect("SemVer");
         let next = match dice.below(6) {
-            0 => change::pending(standing, &booted, &version, true, false).ok(),
+            0 => change::pending(standing, &booted, &version, Needs::Omni, false).ok(),
             1 => change::healthy(standing, &booted).ok().flatten(),
             2 => change::failed(standing).ok(),
             3 => change::reset(standing, !standing.reset).ok(),

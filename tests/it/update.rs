@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::process::Command;
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
-use pilotlight::slots::{Commit, SECTOR, Version};
+use pilotlight::slots::{Failed as FailedVersions, SECTOR, Version};
 use pilotlight::update::{Blocks, Bundle, Failed, KeyId, Manifest, Refused, Source, Terms, open, sign, write};
 
 use super::peers;
@@ -35,14 +35,14 @@ fn manifest() -> Manifest {
 /// Opens and checks it on a box that runs `running`, with these terms changed.
 fn offer(octets: &[u8], running: &str, change: impl FnOnce(&mut Terms<'_>)) -> Result<Bundle, Refused> {
     let (_, public) = key();
-    let (running, mut commit) = (version(running), Commit::first(None));
-    commit.failed.push(version("1.3.0"));
+    let (running, mut failed) = (version(running), FailedVersions::default());
+    failed.push(version("1.3.0"));
     let keys = [public];
     let mut terms = Terms {
         keys: &keys,
         compatible: "pilotlight-x86_64",
         running: &running,
-        commit: &commit,
+        failed: &failed,
         slot: 1 << 20,
         downgrade: false,
         again: false,
@@ -73,6 +73,8 @@ fn a_bundle_is_taken_or_refused_by_name() {
     ));
     assert!(matches!(offer(&good, "1.2.1", |_| {}), Err(Refused::Downgrade { .. })));
     offer(&good, "1.2.1", |terms| terms.downgrade = true).expect("it was asked for");
+    assert!(matches!(offer(&good, "1.2.0", |_| {}), Err(Refused::Runs(_))));
+    offer(&good, "1.2.0", |terms| terms.again = true).expect("it was asked for");
     assert!(matches!(offer(&good, "0.9.0", |_| {}), Err(Refused::BelowMinimum { .. })));
     assert!(matches!(offer(&good, "1.1.0", |terms| terms.slot = 39_999), Err(Refused::TooLarge { .. })));
     let failed = signed(&Manifest { version: version("1.3.0"), ..manifest() }, &private, &[]);
@@ -295,6 +297,46 @@ fn a_cut_while_an_update_is_written_leaves_a_slot_that_is_whole_or_does_not_load
         "power cuts, update: {} states with flushes honoured, all whole or not loading; {} with flushes ignored, {deceived} \
          load though torn and would be tried three times at most; {resumed} resumed and whole",
         counts[0], counts[1]
+    ));
+}
+
+/// The slot held another whole system, the line broke at any octet, and the download was taken up again: at each moment
+/// of all that, either system is whole where its head is there.
+#[test]
+fn a_cut_while_a_broken_download_is_taken_up_leaves_no_torn_system_that_loads() {
+    let soak = std::env::var_os("PILOTLIGHT_SOAK").is_some_and(|value| value == "1");
+    let mut dice = Dice(0x5eed_0fa1_10f5_0115);
+    let new = image(40_000);
+    let old: Vec<u8> = new.iter().map(|octet| octet ^ 0x55).collect();
+    let mut counts = [0usize; 3];
+    for _ in 0..if soak { 60 } else { 4 } {
+        let mut slot = Slot::new(65_536);
+        let manifest_of_old = Manifest::of("pilotlight-x86_64", version("1.1.0"), None, &old, 4096);
+        write(&manifest_of_old, &mut Origin::new(old.clone()), &mut slot, &mut |_| {}).expect("all is well");
+        let before = slot.disk.now.clone();
+        slot.disk.log.clear();
+        let left = dice.below(new.len());
+        assert!(matches!(put(&mut Origin { left, ..Origin::new(new.clone()) }, &mut slot), Err(Failed::Source { .. })));
+        put(&mut Origin::new(new.clone()), &mut slot).expect("the line holds");
+        assert!(whole(&slot.disk.now, &new));
+        for state in crashes(&before, &slot.disk.log, true, &mut dice) {
+            let found = [&old, &new].map(|image| (loads(&state, image), whole(&state, image)));
+            assert!(found.iter().all(|(loads, whole)| !loads || *whole), "a torn system loads");
+            counts[match found {
+                [(true, _), _] => 0,
+                [_, (true, _)] => 1,
+                _ => 2,
+            }] += 1;
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 0) && counts.iter().sum::<usize>() >= 500, "{counts:?}");
+    peers::say(&format!(
+        "power cuts, update over another system with a break: {} states with flushes honoured: {} old and whole, {} new and \
+         whole, {} do not load",
+        counts.iter().sum::<usize>(),
+        counts[0],
+        counts[1],
+        counts[2]
     ));
 }
 
