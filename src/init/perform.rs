@@ -18,7 +18,7 @@ use super::{
 };
 use crate::config;
 use crate::secret::Secret;
-use crate::settings::{self, disk::Files};
+use crate::settings::{self, disk::Directory as Kept, disk::Files};
 use crate::slots::Slot;
 use crate::supervise::cmdline::{MAX_LINE, Parameters, words};
 use crate::supervise::mounts::{CRASH_DIR, Directory, Forbid, Mount};
@@ -212,11 +212,11 @@ impl Init {
     fn spawn(&mut self, service: &Service) -> Event {
         self.settle();
         let (log, parameters) = (&self.log, &self.parameters);
-        let (program, flags) =
-            self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags).unwrap_or_default()));
+        let (program, flags) = self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags)));
         // Each time: someone may have set the box up since. What can't be read is as it was.
-        if let Some(set) = load_flags(log, &format!("{}/{}", settings::disk::DIRECTORY, settings::disk::FLAGS)) {
-            self.set = set;
+        match load_set() {
+            Ok(set) => self.set = set,
+            Err(error) => log.line(Level::Error, &format!("what the box is set to can't be read: {error}")),
         }
         let fixed = service.args().map(str::to_owned);
         let args: Vec<_> = fixed.into_iter().chain(flags::merge(flags, &self.set, settings::is_flag)).collect();
@@ -371,27 +371,29 @@ fn program() -> PathBuf {
 
 /// Omni's key that the box is set to.
 fn load_key() -> Option<Secret<String>> {
-    let octets = settings::disk::Directory::new(Path::new(settings::disk::DIRECTORY), None).read(settings::disk::KEY);
+    let octets = Kept::new(Path::new(settings::disk::DIRECTORY), None).read(settings::disk::KEY);
     let text = String::from_utf8(octets.ok()??).ok()?;
     Some(Secret::new(text)).filter(|text| !text.reveal().is_empty())
 }
 
-/// The flags of a file: none when there is no such file, `None` when it can't be read.
-fn load_flags(log: &Log, path: &str) -> Option<Vec<String>> {
+/// The flags that the box is set to. The directory is another user's: nothing in it may keep PID 1.
+fn load_set() -> io::Result<Vec<String>> {
+    let octets = Kept::new(Path::new(settings::disk::DIRECTORY), None).read(settings::disk::FLAGS)?;
+    flags::parse(&octets.unwrap_or_default()).map_err(io::Error::other)
+}
+
+fn load_flags(log: &Log, path: &str) -> Vec<String> {
     let mut text = Vec::new();
     let read = File::open(path).and_then(|file| file.take(flags::MAX_FILE as u64 + 1).read_to_end(&mut text));
     match read {
-        Ok(_) => match flags::parse(&text) {
-            Ok(flags) => Some(flags),
-            Err(error) => {
-                log.line(Level::Error, &format!("{path} does not count: it {error}"));
-                None
-            }
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Vec::new()),
+        Ok(_) => flags::parse(&text).unwrap_or_else(|error| {
+            log.line(Level::Error, &format!("{path} does not count: it {error}"));
+            Vec::new()
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             log.line(Level::Error, &format!("cannot read {path}: {error}"));
-            None
+            Vec::new()
         }
     }
 }

@@ -106,11 +106,12 @@ impl Settings {
                 all.values.insert(field.path, text);
             }
         }
-        let (endpoint, key) = (all.value("omni.endpoint").is_some(), all.secrets.contains_key("omni.key"));
-        if endpoint && !key && !kept.key && answers.text("omni.key").is_none() {
+        // One that is wrong is there all the same.
+        let [endpoint, key] = ["omni.endpoint", "omni.key"].map(|path| answers.text(path).is_some());
+        if endpoint && !key && !kept.key {
             faults.add("omni.key", "is missing", "make a key with `omnictl infraprovider create ID` and paste it");
         }
-        if key && !endpoint && answers.text("omni.endpoint").is_none() {
+        if key && !endpoint {
             faults.add("omni.endpoint", "is missing", "a key is of no use without it; write the URL of your Omni");
         }
         // Which row each interface was written in.
