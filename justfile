@@ -66,6 +66,18 @@ ci:
 image-dev *ARGS:
     board/build-image {{ARGS}}
 
+# Build the development image twice, in two directories, and compare every octet
+reproducible *ARGS:
+    board/reproducible {{ARGS}}
+
+# The release image of the commit that is checked out, with Buildroot: [x86_64|aarch64] [--buildroot DIRECTORY]
+image *ARGS:
+    buildroot/build {{ARGS}}
+
+# The external tree against an unpacked Buildroot and, if given, the kernel fragments against an unpacked kernel
+buildroot-check BUILDROOT LINUX="":
+    buildroot/check {{BUILDROOT}} {{LINUX}}
+
 # Write an image to a disk or stick, and read it back
 flash DEVICE IMAGE="target/image/pilotlight.img":
     cargo run --release -- flash {{DEVICE}} {{IMAGE}}

@@ -3,6 +3,7 @@
 
 mod agent_interop;
 mod appliance;
+mod buildroot;
 mod chaos;
 mod cli;
 mod conformance;
