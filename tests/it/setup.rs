@@ -139,6 +139,7 @@ fn a_browser_sets_the_box_up_without_a_script_of_ours() {
 
     fill(&mut browser, "omni.endpoint", "https://omni.example");
     fill(&mut browser, "omni.key", &key());
+    fill(&mut browser, "setup.code", "new-code-2026");
     fill(&mut browser, "provider.poll-interval", "45s");
     fill(&mut browser, "network.interfaces[0].mode", "");
     fill(&mut browser, "hostname", "Rack7");
