@@ -233,9 +233,9 @@ impl Running {
 
     /// PID 1 of the box, as it is called out here.
     pub fn init(&self) -> Pid {
-        let children = children(self.unshare.id() as i32);
-        assert_eq!(children.len(), 1);
-        Pid::from_raw(children[0])
+        // On a busy machine it is not there at once.
+        wait_until("PID 1 runs", || children(self.unshare.id() as i32).len() == 1);
+        Pid::from_raw(children(self.unshare.id() as i32)[0])
     }
 
     /// The process that PID 1 calls `inner`, as it is called out here.
