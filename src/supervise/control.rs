@@ -71,6 +71,7 @@ impl Services {
 const _: () = assert!(services::SERVICES.len() <= 32, "a bit each");
 
 /// What is answered.
+#[allow(clippy::large_enum_variant, reason = "one at a time, on its way into or out of octets")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// To [`Request::Status`].

@@ -233,9 +233,11 @@ impl Running {
 
     /// PID 1 of the box, as it is called out here.
     pub fn init(&self) -> Pid {
-        // On a busy machine it is not there at once.
-        wait_until("PID 1 runs", || children(self.unshare.id() as i32).len() == 1);
-        Pid::from_raw(children(self.unshare.id() as i32)[0])
+        let children = || children(self.unshare.id() as i32);
+        wait_until("the namespace has its first process", || !children().is_empty());
+        let children = children();
+        assert_eq!(children.len(), 1);
+        Pid::from_raw(children[0])
     }
 
     /// The process that PID 1 calls `inner`, as it is called out here.

@@ -21,7 +21,7 @@ const OCTETS: usize = 16 << 20;
 /// One write: to the records, or of blocks of the data partition.
 #[derive(Clone)]
 enum Write {
-    Record(u64, [u8; SECTOR]),
+    Record(u64, Box<[u8; SECTOR]>),
     /// This block is as it is in the old file system (0), zero (1), as in the new one (2).
     Block(usize, u8),
 }
@@ -54,7 +54,7 @@ fn steps(old: &[u8], new: &[u8]) -> (BTreeMap<u64, [u8; SECTOR]>, Vec<Vec<Write>
         let mut open = Vec::new();
         for event in std::mem::take(&mut recorder.log) {
             match event {
-                Event::Write(sector, octets) => open.push(Write::Record(sector, octets)),
+                Event::Write(sector, octets) => open.push(Write::Record(sector, Box::new(octets))),
                 Event::Flush => steps.push(std::mem::take(&mut open)),
             }
         }
@@ -81,7 +81,7 @@ struct Disk<'a> {
 impl Disk<'_> {
     fn apply(&mut self, write: &Write) {
         match write {
-            Write::Record(sector, octets) => drop(self.records.insert(*sector, *octets)),
+            Write::Record(sector, octets) => drop(self.records.insert(*sector, **octets)),
             Write::Block(block, kind) => self.blocks[*block] = *kind,
         }
     }

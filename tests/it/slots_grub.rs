@@ -166,7 +166,7 @@ fn plain(copy: Copy<Try>) -> Copy<Try> {
 fn check(bench: &Bench, case: &Case) {
     let records = case.records();
     let [_, _, try1, try2] = &case.sectors;
-    let takes = [try1, try2].map(|sector| reads_back(sector));
+    let takes = [try1, try2].map(reads_back);
     let decision = decide(&records, Hand::Away, takes);
     let choice = decision.boots(|target| case.loads(target));
     let (loaded, tries) = bench.boot(case);

@@ -314,21 +314,25 @@ impl Server {
         );
         fs::write(dir.path().join("conf"), text).expect("a file");
         fs::create_dir(dir.path().join("www")).expect("a directory");
-        let nginx = Self::spawn(dir.path(), port);
-        Some(Self { dir, port, nginx })
+        let nginx = Self::spawn(dir.path());
+        Some(Self { dir, port, nginx }.listens())
     }
 
-    fn spawn(dir: &Path, port: u16) -> Child {
+    fn spawn(dir: &Path) -> Child {
         let mut command = Command::new("nginx");
         command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args(["-e", "stderr", "-c"]).arg(dir.join("conf"));
-        let nginx = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("nginx starts");
+        command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("nginx starts")
+    }
+
+    /// Waits until it listens.
+    fn listens(self) -> Self {
         for _ in 0..2000 {
-            if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
-                return nginx;
+            if TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
+                return self;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("nginx does not listen: {:?}", fs::read_to_string(dir.join("errors")));
+        panic!("nginx does not listen: {:?}", fs::read_to_string(self.dir.path().join("errors")));
     }
 
     pub fn offer(&self, name: &str, octets: &[u8]) {
@@ -348,8 +352,9 @@ impl Server {
         let _ = self.nginx.wait();
     }
 
+    /// It listens soon; whoever asks too early asks again.
     pub fn restart(&mut self) {
-        self.nginx = Self::spawn(self.dir.path(), self.port);
+        self.nginx = Self::spawn(self.dir.path());
     }
 
     /// The first octets of all ranges that were answered, in order.
