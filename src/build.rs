@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "omni.proto",
         "provider.proto",
         "management.proto",
+        "auth.proto",
         "tunnel.proto",
         "agent.proto",
         "siderolink.proto",

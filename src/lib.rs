@@ -19,6 +19,7 @@ pub mod agent;
 pub mod app;
 pub mod bmc;
 pub mod config;
+pub mod console;
 pub mod controller;
 pub mod flash;
 pub mod images;

@@ -21,6 +21,10 @@ pub mod provider {
 pub mod management {
     tonic::include_proto!("management");
 }
+/// How people's keys are registered.
+pub mod auth {
+    tonic::include_proto!("auth");
+}
 /// Frames of the agent's reverse tunnel.
 pub mod tunnel {
     tonic::include_proto!("grpctunnel.v1");

@@ -4,6 +4,7 @@
 //! `pilotlight service NAME` runs one, and reaches the others over their sockets. Both wire the same pieces.
 
 mod alive;
+mod console;
 mod core;
 mod health;
 pub mod net;
@@ -73,6 +74,8 @@ pub enum ServiceName {
     Settings,
     /// Serves the status page.
     Web,
+    /// Shows the box on its screen and serial lines, and takes what is typed there.
+    Console,
     /// Writes updates into the slot that does not run.
     Update,
 }
@@ -94,6 +97,7 @@ impl ServiceName {
             Self::Images => "images",
             Self::Settings => "settings",
             Self::Web => "web",
+            Self::Console => "console",
             Self::Update => "update",
         }
     }
@@ -163,6 +167,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
     let store = || -> Arc<dyn Store> { Arc::new(StoreClient::connect(&socket(run_dir, "store"))) };
     match name {
         ServiceName::Net => net::start(&config, &mut running)?,
+        ServiceName::Console => console::start(&config, &mut running),
         ServiceName::Store => {
             let sled = Arc::new(open_store(&state)?);
             let listener = ipc::bind(&socket(run_dir, "store")).context("store socket")?;
@@ -200,7 +205,10 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let snapshots = core::start(parts, &mut running).await?;
             running.reaching(snapshots.clone(), |snapshot| snapshot.omni.connected);
             let listener = ipc::bind(&socket(run_dir, "provider")).context("provider socket")?;
-            running.spawn("status", peers::serve_status(listener, allowed(&["web"]), snapshots, cancel.clone()));
+            running.spawn(
+                "status",
+                peers::serve_status(listener, allowed(&["web", "console"]), snapshots, cancel.clone()),
+            );
         }
         ServiceName::Dhcp => {
             let advertise = advertise(&config)?;

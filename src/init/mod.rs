@@ -22,6 +22,7 @@ mod slots;
 mod source;
 mod sticks;
 mod storage;
+mod terminals;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
@@ -156,7 +157,6 @@ impl Init {
         let signals = Signals::take(&SIGNALS)?;
         self.feed(Event::Boot);
         crash::open_log();
-        self.listen();
         loop {
             self.wait(&signals)?;
             self.feed_watchdog();
@@ -181,7 +181,7 @@ impl Init {
         }
     }
 
-    /// Opens what others talk to. What can't be opened is said; the box runs without.
+    /// Opens what others talk to, once its directory is there. What can't be opened is said; the box runs without.
     fn listen(&mut self) {
         match control::Control::open() {
             Ok(control) => self.control = Some(control),
@@ -309,7 +309,7 @@ impl Init {
             faults: self.faults.clone(),
             services,
             recovery: self.supervisor.is_recovery(),
-            records: self.supervisor.slot_records(now),
+            records: self.supervisor.slot_records(),
         }
     }
 

@@ -15,6 +15,7 @@ use super::log::{Level, Log};
 use super::logging::Logging;
 use super::{
     Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed, slots,
+    terminals,
 };
 use crate::config;
 use crate::secret::Secret;
@@ -64,6 +65,7 @@ impl Init {
                 }
             }
             Action::ListenToServices => {
+                self.listen();
                 let (notify, failed) = notify::Notify::open(SERVICES);
                 for (service, error) in failed {
                     self.fault(&format!("{service} can't say that it is well: {error}"));
@@ -212,6 +214,10 @@ impl Init {
     fn spawn(&mut self, service: &Service) -> Event {
         self.settle();
         let (log, parameters) = (&self.log, &self.parameters);
+        // In a container, screens and lines are another's.
+        if service.terminals && self.place == Place::Machine {
+            terminals::hand_over(service.uid, log);
+        }
         let (program, flags) = self.launch.get_or_insert_with(|| (program(), load_flags(log, &parameters.flags)));
         // Each time: someone may have set the box up since. What can't be read is as it was.
         match load_set() {

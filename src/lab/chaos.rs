@@ -34,6 +34,8 @@ pub(super) enum Fault {
     Clock(i64),
     /// Omni's cache stands still.
     StopCache,
+    /// The provider has another join secret; tokens of the old one let nobody in.
+    RotateToken,
     /// The account is suspended.
     Suspend,
     /// The management service is missing.
@@ -73,6 +75,7 @@ impl Fault {
             Self::Slow(_) => "calls slow",
             Self::Clock(_) => "clock off",
             Self::StopCache => "cache stopped",
+            Self::RotateToken => "join token rotated",
             Self::Suspend => "account suspended",
             Self::NoManagement => "no management service",
             Self::OmniAway => "Omni away",
@@ -148,7 +151,7 @@ impl Storm {
 
     pub(super) fn next(&mut self) -> Gust {
         let calm = Duration::from_millis(self.between(50, 800));
-        let fault = match self.between(0, 20) {
+        let fault = match self.between(0, 21) {
             0 => Fault::DropStreams,
             1 => Fault::RestartOmni,
             2 => Fault::InvalidateBookmarks,
@@ -173,6 +176,7 @@ impl Storm {
             17 => Fault::BmcDamages(self.few()),
             18 => Fault::BmcBusy(self.few()),
             19 => Fault::BmcRestarts,
+            20 => Fault::RotateToken,
             _ => Fault::KillProvider,
         };
         Gust {
@@ -271,6 +275,7 @@ async fn begin(gust: Gust, omni: &Omni, rack: &Rack, provider: &mut Provider) ->
         Fault::BmcDamages(count) => bmc.damage(count),
         Fault::BmcBusy(count) => bmc.busy(count),
         Fault::BmcRestarts => bmc.restart(),
+        Fault::RotateToken => omni.rotate_join_token()?,
         Fault::KillProvider => {
             provider.kill().await?;
             provider.start().await?;
@@ -345,7 +350,7 @@ mod tests {
         assert!(gusts.iter().all(|gust| *gust == again.next()));
         assert_ne!(Storm::new(8).next(), gusts[0]);
         let names: BTreeSet<_> = gusts.iter().map(|gust| gust.fault.name()).collect();
-        assert_eq!(names.len(), 21);
+        assert_eq!(names.len(), 22);
         assert!(gusts.iter().all(|gust| gust.lasts <= Duration::from_secs(2)));
     }
 }

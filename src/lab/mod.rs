@@ -133,6 +133,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let status = provider.status().await;
             break Err(progress::stuck(&progress, status.as_ref(), &rack));
         }
+        rack.reset_refused(&omni);
         if !args.once {
             rack.press_buttons(&progress);
         }

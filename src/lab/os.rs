@@ -113,6 +113,12 @@ pub trait Platform: Send + Sync + 'static {
     /// The BMC's LAN interface and users, read in-band; `None` without a BMC.
     async fn bmc(&self) -> Option<BmcLan>;
 
+    /// Notes whether Omni refuses the join token that the system was booted with. A system asks for its config once: nothing
+    /// but another boot brings it another token.
+    fn refused(&self, refused: bool) {
+        let _ = refused;
+    }
+
     /// Makes `name` an administrator of the BMC, in-band.
     ///
     /// # Errors
@@ -262,7 +268,7 @@ impl System {
         let mut link = self.join(&join, start).await;
         let mut waited = self.patience.retry;
         loop {
-            let order = match link.next().await {
+            let (order, unique_token) = match link.next().await {
                 Ok(order) => order,
                 Err(error) => {
                     self.failed("asking for orders", &error);
@@ -282,7 +288,10 @@ impl System {
                     self.platform.note("Omni asks to shut down".into());
                     return Next::PowerOff;
                 }
-                Order::Install => (Installation { join: join.clone(), configured: true }, Event::Installed),
+                Order::Install => {
+                    let join = Join { unique_token, ..join.clone() };
+                    (Installation { join, configured: true }, Event::Installed)
+                }
                 Order::Reset => (Installation { join: join.clone(), configured: false }, Event::ResetDone),
             };
             tokio::time::sleep(self.patience.install).await;
@@ -305,13 +314,17 @@ impl System {
         };
         let url = url.replace("${uuid}", self.platform.id().as_str());
         let join = self.until_done("fetching the config", || config::fetch(&url, self.platform.local_bind())).await;
-        Some(join)
+        // META is read from whatever disk there is, however the system was booted.
+        let unique_token = self.platform.installed().await.and_then(|installed| installed.join.unique_token);
+        Some(Join { unique_token, ..join })
     }
 
     /// Joins Omni and reports `event`, however long that takes.
     async fn join(&self, join: &Join, event: Event) -> Link {
         let joined = self.until_done("joining", async || {
-            let link = Link::open(join, self.platform.id(), self.platform.local_bind()).await?;
+            let opened = Link::open(join, self.platform.id(), self.platform.local_bind()).await;
+            self.platform.refused(opened.as_ref().is_err_and(LinkError::unauthorized));
+            let link = opened?;
             link.clone().report(event).await?;
             Ok::<_, LinkError>(link)
         });

@@ -40,6 +40,7 @@ pub struct Provider {
     program: PathBuf,
     flags: BTreeMap<String, String>,
     key: Secret<String>,
+    alias_key: Option<Secret<String>>,
     log: PathBuf,
     page: SocketAddr,
     ports: Ports,
@@ -88,6 +89,7 @@ impl Provider {
             program: std::env::current_exe().context("the lab can't find its own program")?,
             flags: flags.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             key: omni.service_account().key_string.clone(),
+            alias_key: None,
             log: directory.join("provider.log"),
             page,
             ports,
@@ -107,6 +109,11 @@ impl Provider {
     /// Gives it another service account key, from the next start on.
     pub fn set_key(&mut self, key: Secret<String>) {
         self.key = key;
+    }
+
+    /// Sets `SIDERO_SERVICE_ACCOUNT_KEY` too, or not any more, from the next start on.
+    pub fn set_alias_key(&mut self, key: Option<Secret<String>>) {
+        self.alias_key = key;
     }
 
     /// Starts it and waits until its page answers.
@@ -226,7 +233,8 @@ impl Provider {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("{} can't be written", self.log.display()))?;
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .arg("provider")
             .args(self.flags.iter().map(|(name, value)| format!("--{name}={value}")))
             .env("OMNI_SERVICE_ACCOUNT_KEY", self.key.reveal())
@@ -234,9 +242,11 @@ impl Provider {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("{} can't be started", self.program.display()))
+            .kill_on_drop(true);
+        if let Some(key) = &self.alias_key {
+            command.env("SIDERO_SERVICE_ACCOUNT_KEY", key.reveal());
+        }
+        command.spawn().with_context(|| format!("{} can't be started", self.program.display()))
     }
 }
 

@@ -9,6 +9,7 @@ use anyhow::bail;
 use super::agent::BmcLan;
 use super::bmc::{Chassis, SimulatedBmc};
 use super::machine::{BootOnce, Counts, Firmware, Machine, Network, Spec, Timing};
+use super::omni::Omni;
 use super::omni::script::{Progress, Step};
 use super::os::{BmcPort, LabOs, Patience};
 use crate::machine::{MachineId, PowerState};
@@ -24,6 +25,7 @@ const REST: Duration = Duration::from_secs(20);
 /// The rack.
 pub struct Rack {
     slots: Vec<Slot>,
+    os: LabOs,
 }
 
 struct Slot {
@@ -116,7 +118,7 @@ impl Rack {
             let _ = wires.0.set(Arc::downgrade(&machine));
             slots.push(Slot { machine, bmc, removed_at: Mutex::new(None) });
         }
-        Ok(Self { slots })
+        Ok(Self { slots, os })
     }
 
     /// The machines' UUIDs.
@@ -162,6 +164,19 @@ impl Rack {
                 }
                 (true, Some(_)) => {}
                 (false, _) => *removed_at = None,
+            }
+        }
+    }
+
+    /// Presses reset on machines whose join token Omni refuses, as on a real site somebody must: each boot fetches the
+    /// token of the day. A machine that the provider still has to make ready is left to it.
+    pub fn reset_refused(&self, omni: &Omni) {
+        let refused = self.os.take_refused();
+        for slot in self.slots.iter().filter(|slot| refused.contains(slot.machine.id())) {
+            let known = omni.controller().machine(slot.machine.id().as_str());
+            let is_settled = known.is_none_or(|machine| machine.status.is_some_and(|status| status.ready_to_use));
+            if is_settled && slot.machine.power_cycle() {
+                slot.machine.note("reset: Omni refuses its join token".into());
             }
         }
     }

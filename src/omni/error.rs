@@ -156,6 +156,16 @@ pub enum Error {
         /// How the answer deviates.
         what: &'static str,
     },
+    /// More than Omni takes in one message; it was not sent.
+    #[error("{call}: {octets} octets are too large for Omni, which takes {limit}")]
+    TooLarge {
+        /// What was asked.
+        call: Box<Call>,
+        /// How long the message is.
+        octets: usize,
+        /// How long it may be.
+        limit: usize,
+    },
     /// The spec octets are no message of the type.
     #[error("{call}: the spec cannot be decoded")]
     Spec {
@@ -306,6 +316,7 @@ impl Error {
             | Self::ReadOnly(_)
             | Self::Unimplemented(_)
             | Self::Malformed { .. }
+            | Self::TooLarge { .. }
             | Self::Spec { .. } => Retry::Never,
         }
     }

@@ -256,8 +256,9 @@ impl Mirror {
 
     /// How old the oldest part of the view is at `now`.
     pub fn freshness(&self, now: Uptime) -> Freshness {
-        let oldest = self.kinds(now).into_iter().map(|status| status.freshness).max();
-        oldest.unwrap_or(Freshness::Unknown)
+        // Every plan asks: nothing here may look at the resources.
+        let freshness = |watch: &Watch| self.read(&watch.kind, |table| table.freshness(now));
+        self.shared.watches.iter().filter_map(freshness).max().unwrap_or(Freshness::Unknown)
     }
 
     /// A bootstrap of `kind` begins: what we write from here on may be missing from it.
@@ -362,19 +363,22 @@ impl Table {
         self.trouble.clear();
     }
 
-    fn status(&self, now: Uptime) -> KindStatus {
-        let freshness = match (self.connected, self.confirmed, self.stored) {
+    fn freshness(&self, now: Uptime) -> Freshness {
+        match (self.connected, self.confirmed, self.stored) {
             (true, ..) => Freshness::Confirmed(Duration::ZERO),
             (false, Some(confirmed), _) => Freshness::Confirmed(now.since(confirmed)),
             (false, None, Some(stored)) => Freshness::Stored(stored),
             (false, None, None) => Freshness::Unknown,
-        };
+        }
+    }
+
+    fn status(&self, now: Uptime) -> KindStatus {
         KindStatus {
             kind: Arc::clone(&self.kind),
             connected: self.connected,
             bootstrapped: self.bootstrapped,
             count: self.entries.values().filter(|entry| entry.resource().is_some()).count(),
-            freshness,
+            freshness: self.freshness(now),
             trouble: self.trouble.clone(),
             skipped: self.skipped,
         }

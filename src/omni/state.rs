@@ -128,6 +128,7 @@ impl State {
             resource: Some(resource.to_wire()),
             options: Some(cosi::CreateOptions { owner: owner.to_owned() }),
         };
+        fits(&call, &request)?;
         let mut rpc = self.rpc.clone();
         let answer = self.unary(&call, rpc.create(request)).await?;
         self::resource(call, answer.resource)
@@ -157,6 +158,7 @@ impl State {
             }),
         };
         let call = Call::resource("Update", &resource.kind, &resource.id);
+        fits(&call, &request)?;
         let mut rpc = self.rpc.clone();
         let answer = self.unary(&call, rpc.update(request)).await?;
         self::resource(call, answer.resource)
@@ -393,6 +395,15 @@ fn conflict_pause(attempt: usize, random: u32) -> Duration {
 }
 
 /// The resource that an answer must hold.
+/// Whether Omni takes a message of this length. tonic would break the stream instead, which looks like an Omni that is away.
+fn fits(call: &Call, message: &impl prost::Message) -> Result<(), Error> {
+    let octets = message.encoded_len();
+    if octets > MAX_MESSAGE {
+        return Err(Error::TooLarge { call: Box::new(call.clone()), octets, limit: MAX_MESSAGE });
+    }
+    Ok(())
+}
+
 fn resource(call: Box<Call>, answer: Option<cosi::Resource>) -> Result<Resource, Error> {
     let Some(wire) = answer else {
         return Err(Error::Misbehaved { call, what: "holds no resource" });

@@ -23,6 +23,7 @@ pub mod shutdown;
 pub mod slots;
 pub mod storage;
 pub mod sysctl;
+pub mod terminals;
 #[cfg(test)]
 mod transcripts;
 
@@ -214,9 +215,9 @@ impl Supervisor {
         self.recovery
     }
 
-    /// What the slot records say at `now`.
-    pub fn slot_records(&self, now: Uptime) -> Option<control::SlotRecords> {
-        self.slots.status(now)
+    /// What the slot records say.
+    pub fn slot_records(&self) -> Option<control::SlotRecords> {
+        self.slots.status()
     }
 
     /// Runs in a row that ended by themselves.

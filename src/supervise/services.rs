@@ -56,6 +56,8 @@ pub struct Service {
     pub watchdog: Duration,
     /// Whether the box is of no use without it: nobody could see or change anything.
     pub critical: bool,
+    /// Whether the machine's terminals are its own.
+    pub terminals: bool,
     /// Whether it runs in recovery, too, where the box does nothing for its machines.
     pub in_recovery: bool,
 }
@@ -112,6 +114,7 @@ const ORDINARY: Service = Service {
     files: 4096,
     watchdog: Duration::from_secs(30),
     critical: false,
+    terminals: false,
     in_recovery: false,
 };
 
@@ -146,6 +149,15 @@ pub const SERVICES: &[Service] = &[
         capabilities: &[NetBindService],
         depends_on: &["store"],
         critical: true,
+        in_recovery: true,
+        ..ORDINARY
+    },
+    Service {
+        name: "console",
+        uid: 909,
+        limits: Limits::new(48, 64),
+        files: 256,
+        terminals: true,
         in_recovery: true,
         ..ORDINARY
     },

@@ -4,6 +4,7 @@
 //! and nothing counts before it is on the medium: a wish is answered, and the run ended, only then.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::control::{Reply, SlotRecords};
 use super::event::{Action, Ending, Report, Why};
@@ -13,6 +14,8 @@ use crate::time::Uptime;
 
 /// Wishes that wait; as many as may ask at a time.
 const MAX_WISHES: usize = 16;
+/// How long a write may take; a medium that hangs for longer counts as gone until it answers.
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What somebody wants of the slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +94,8 @@ pub(super) struct Slots {
     booted: Option<Booted>,
     limits: Limits,
     found: Found,
-    writing: Option<Cause>,
+    /// What is written now, and until when it may be.
+    writing: Option<(Cause, Uptime)>,
     wishes: VecDeque<(u64, u32, Wish)>,
     rescue: Option<&'static str>,
     acknowledged: bool,
@@ -195,6 +199,13 @@ impl Slots {
 
     /// Does what is due: one write at a time.
     pub fn tend(&mut self, now: Uptime, view: View, actions: &mut Vec<Action>) -> Outcome {
+        if let Some((cause, _)) = self.writing.take_if(|(_, until)| now >= *until) {
+            let fault = "the medium does not answer".to_owned();
+            // Nothing more is asked of it, so that its late answer is not taken for another's.
+            self.found = Found::Missing(fault.clone());
+            self.deadline = None;
+            return self.finished(now, cause, Err(fault), actions);
+        }
         let mut verdict = self.judge(now, view);
         self.deadline = match verdict {
             Some(Verdict::Wait(until)) => Some(until),
@@ -202,6 +213,9 @@ impl Slots {
         };
         if !self.acknowledged && self.records().is_some() {
             self.deadline = self.deadline.into_iter().chain(view.lasts_at.filter(|at| *at > now)).min();
+        }
+        if let Some((_, until)) = &self.writing {
+            self.deadline = Some(*until);
         }
         while self.writing.is_none() && self.records().is_some() {
             match self.begin(now, verdict.take(), view, actions) {
@@ -225,7 +239,7 @@ impl Slots {
             self.found = Found::Records(records);
         }
         match self.writing.take() {
-            Some(cause) => self.finished(now, cause, outcome, actions),
+            Some((cause, _)) => self.finished(now, cause, outcome, actions),
             None => Outcome::default(),
         }
     }
@@ -265,7 +279,7 @@ impl Slots {
     }
 
     /// What the records say, for those who ask.
-    pub fn status(&self, now: Uptime) -> Option<SlotRecords> {
+    pub fn status(&self) -> Option<SlotRecords> {
         let commit = self.standing()?;
         let pending = commit.pending.then(|| commit.slot.other());
         Some(SlotRecords {
@@ -274,21 +288,17 @@ impl Slots {
             versions: commit.versions.clone(),
             failed: commit.failed.iter().cloned().collect(),
             want_recovery: commit.want_recovery,
-            trial: self.trial().map(|(slot, _)| self.trial_in_words(now, slot)).unwrap_or_default(),
+            trial: self.trial().map(|(slot, _)| self.trial_in_words(slot)).unwrap_or_default(),
         })
     }
 
-    fn trial_in_words(&self, now: Uptime, slot: Slot) -> String {
+    /// Without seconds: what shows it shows changes.
+    fn trial_in_words(&self, slot: Slot) -> String {
+        let slot = slot.letter();
         match (self.missing, self.whole) {
-            (Some(missing), _) => {
-                let left = (self.began + self.limits.window).since(now).as_secs();
-                format!("slot {} is on trial: {missing}; it is given up in {left} s", slot.letter())
-            }
-            (None, Some(whole)) => {
-                let left = (whole + self.limits.quiet).since(now).as_secs();
-                format!("slot {} is on trial: all is well; it is committed in {left} s", slot.letter())
-            }
-            (None, None) => format!("slot {} is on trial", slot.letter()),
+            (Some(missing), _) => format!("slot {slot} is on trial: {missing}"),
+            (None, Some(_)) => format!("slot {slot} is on trial: all is well so far"),
+            (None, None) => format!("slot {slot} is on trial"),
         }
     }
 
@@ -378,7 +388,8 @@ impl Slots {
                 } else if let Some(record) = self.unacknowledged(now, view, &records) {
                     self.acknowledged = true;
                     if record.boots > 0 {
-                        self.writing = Some(Cause::Acknowledge);
+                        self.writing = Some((Cause::Acknowledge, now + WRITE_LIMIT));
+                        self.deadline = Some(now + WRITE_LIMIT);
                         actions.push(Action::WriteSlots { commit: None, tries: Some(change::acknowledged(record)) });
                     }
                     return Some(Outcome::default());
@@ -389,7 +400,8 @@ impl Slots {
         };
         match change {
             Ok(commit) => {
-                self.writing = Some(cause);
+                self.writing = Some((cause, now + WRITE_LIMIT));
+                self.deadline = Some(now + WRITE_LIMIT);
                 actions.push(Action::WriteSlots { commit: Some(Box::new(commit)), tries: None });
                 Some(Outcome::default())
             }

@@ -27,6 +27,7 @@ struct Play {
     booted: Option<Booted>,
     records: Result<Records, String>,
     medium_fails: bool,
+    medium_hangs: bool,
     tickets: u64,
     depth: u32,
     later: VecDeque<Event>,
@@ -59,6 +60,9 @@ impl Play {
                     }
                     let outcome = if self.medium_fails { Err("the medium is at its end".to_owned()) } else { Ok(()) };
                     let records = Some(Box::new(records.clone()));
+                    if self.medium_hangs {
+                        continue;
+                    }
                     // A thread does it, which the supervisor hears of later.
                     self.later.push_back(Event::SlotsWritten { outcome, records });
                 }
@@ -199,6 +203,10 @@ impl Play {
                     commits: [0, 1].map(|_| Copy::Valid(commit.clone())),
                     tries: [0, 1].map(|_| Copy::Valid(tries.clone())),
                 });
+                return;
+            }
+            ["medium-hangs"] => {
+                self.medium_hangs = true;
                 return;
             }
             ["medium-fails"] => {
@@ -352,6 +360,7 @@ fn plays_as_written(name: &str) {
         booted: None,
         records: Err("no state partition".to_owned()),
         medium_fails: false,
+        medium_hangs: false,
         tickets: 0,
         depth: 0,
         later: VecDeque::new(),
@@ -463,6 +472,11 @@ fn a_trial_waits_for_no_service_that_cannot_be_brought_back() {
 #[test]
 fn a_medium_that_keeps_nothing_ends_a_trial_all_the_same() {
     plays_as_written("trial_medium.txt");
+}
+
+#[test]
+fn a_medium_that_hangs_holds_up_the_end_of_a_trial_for_a_minute() {
+    plays_as_written("trial_hangs.txt");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod client;
 mod life;
+mod login;
 mod people;
 
 use std::net::SocketAddr;

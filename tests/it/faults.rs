@@ -9,6 +9,7 @@ use pilotlight::lab::omni::lifecycle::OmniMachine;
 use pilotlight::lab::omni::script::Step;
 use pilotlight::machine::PowerState;
 use pilotlight::omni::provider::{health_status_kind, provider_status_kind};
+use pilotlight::proto::specs::InfraProviderHealthStatusSpec;
 use pilotlight::resource::Kind;
 use pilotlight::secret::Secret;
 use pilotlight::status::{Snapshot, Stage};
@@ -258,6 +259,53 @@ async fn a_key_that_is_none_is_a_configuration_fault_that_names_its_variable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_the_signing_librarys_variable_comes_first_and_an_empty_one_counts_for_nothing() {
+    let mut site = Site::new(1).await;
+    let (good, garbage) = (site.omni.service_account().key_string.clone(), Secret::new("garbage!".to_owned()));
+    let nothing = Secret::new(String::new());
+    for (sidero, omni, works) in [
+        (None, &good, true),
+        (Some(&good), &garbage, true),
+        (Some(&garbage), &good, false),
+        (Some(&nothing), &good, true),
+        (Some(&good), &nothing, true),
+    ] {
+        site.provider.set_key(omni.clone());
+        site.provider.set_alias_key(sidero.cloned());
+        let started = site.provider.start().await;
+        assert_eq!(started.is_ok(), works, "{started:?}");
+        if works {
+            site.until("it is connected", connected).await;
+            site.provider.kill().await.unwrap();
+        }
+    }
+}
+
+/// What Omni is told of the provider's troubles; empty while all is well, `None` before it was told anything.
+fn told(site: &Site) -> Option<String> {
+    let stored = site.omni.state().get(&health_status_kind(), PROVIDER_ID).ok()?;
+    Some(stored.decode::<InfraProviderHealthStatusSpec>().unwrap().error)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_port_that_another_program_has_ends_the_provider_with_its_number() {
+    let mut site = Site::new(1).await;
+    let network = site.provider.network();
+    for (service, address) in [("DHCP", network.dhcp), ("TFTP", network.tftp)] {
+        let taken = std::net::UdpSocket::bind(address).unwrap();
+        let error = site.provider.start().await.expect_err("it must not start").to_string();
+        let said = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+        assert!(said.contains(service) && said.contains(&address.to_string()), "{error}");
+        assert!(said.contains("in use") && !error.contains("panicked"), "{error}");
+        drop(taken);
+        // Each start adds to one log.
+        std::fs::remove_file(site.provider.log()).unwrap();
+    }
+    site.provider.start().await.unwrap();
+    all_is_well(&site).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_omni_refuses_is_told_on_the_page_with_what_to_do() {
     let mut site = Site::new(1).await;
     let day = Duration::from_secs(86_400);
@@ -296,7 +344,16 @@ async fn a_key_that_omni_refuses_is_told_on_the_page_with_what_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_ends_within_thirty_days_is_told_of_on_the_page_and_in_the_log() {
     let mut site = Site::new(1).await;
-    let account = ServiceAccount::create(PROVIDER_ID, Duration::from_secs(29 * 86_400)).unwrap();
+    let account = |days: u64| ServiceAccount::create(PROVIDER_ID, Duration::from_secs(days * 86_400)).unwrap();
+    let (later, account) = (account(31), account(29));
+    site.omni.add_account(&later);
+    site.provider.set_key(later.key_string.clone());
+    site.provider.start().await.unwrap();
+    site.until("it is connected, and nothing is told", connected).await;
+    site.see("Omni is told that all is well", |site| told(site).is_some_and(|text| text.is_empty())).await;
+    assert!(!site.log().contains("expires on"));
+    site.provider.kill().await.unwrap();
+
     site.omni.add_account(&account);
     site.provider.set_key(account.key_string.clone());
     site.provider.start().await.unwrap();

@@ -183,7 +183,10 @@ impl Running {
             .stderr(fs::File::create(dir.path().join("init.log")).unwrap())
             .spawn()
             .unwrap();
-        Some(Self { dir, unshare })
+        let running = Self { dir, unshare };
+        // Before that, it has no PID 1 that could be asked for.
+        wait_until("the box has a process", || !children(running.unshare.id() as i32).is_empty());
+        Some(running)
     }
 
     /// `path` of the box, as it is called out here.
@@ -233,11 +236,10 @@ impl Running {
 
     /// PID 1 of the box, as it is called out here.
     pub fn init(&self) -> Pid {
-        let children = || children(self.unshare.id() as i32);
-        wait_until("the namespace has its first process", || !children().is_empty());
-        let children = children();
-        assert_eq!(children.len(), 1);
-        Pid::from_raw(children[0])
+        let own = || children(self.unshare.id() as i32);
+        // It makes its namespaces first.
+        wait_until("the box has a PID 1", || own().len() == 1);
+        Pid::from_raw(own()[0])
     }
 
     /// The process that PID 1 calls `inner`, as it is called out here.
@@ -289,7 +291,8 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 9] = ["net", "store", "images", "provider", "dhcp", "tftp", "settings", "web", "update"];
+const NAMES: [&str; 10] =
+    ["net", "store", "images", "provider", "dhcp", "tftp", "settings", "web", "console", "update"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
@@ -319,6 +322,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
         ("tftp", 906, 1 << 10),
         ("settings", 910, 0),
         ("web", 907, 1 << 10),
+        ("console", 909, 0),
         ("update", 911, 0),
     ] {
         let status = lines(&running.dir.path().join(format!("box/record/{name}.status"))).join("\n");

@@ -154,7 +154,7 @@ impl Machine {
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(self.dir.path().join("initramfs"))
-            .args(["-append", &format!("console=ttyS0 panic=-1 tsc=unstable {arguments}")])
+            .args(["-append", &format!("console=ttyS0 panic=-1 tsc=unstable printk.devkmsg=on {arguments}")])
             .arg("-drive")
             .arg(format!("file={},if=virtio,format=raw", self.dir.path().join("disk").display()))
             .args(

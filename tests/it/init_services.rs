@@ -36,6 +36,7 @@ const SOON: Duration = Duration::from_secs(15);
 /// What is killed in the second life, and from which step of any machine on.
 const KILLS: [(Step, &str); 8] = [
     (Step::Joining, "net"),
+    (Step::Joining, "console"),
     // The rack was just switched on, and its firmware asks.
     (Step::Joining, "dhcp"),
     (Step::Joining, "tftp"),

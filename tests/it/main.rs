@@ -7,6 +7,8 @@ mod buildroot;
 mod chaos;
 mod cli;
 mod conformance;
+mod console;
+mod console_machine;
 mod double;
 mod e2e;
 mod faults;

@@ -302,6 +302,55 @@ async fn a_watch_bootstraps_resumes_and_starts_over_as_omni_has_it() {
     soon(task).await.unwrap();
 }
 
+/// A resource with a spec of so many MiB that does not compress.
+fn large(id: &str, mib: usize) -> Resource {
+    let mut spec = vec![0; mib << 20];
+    getrandom::fill(&mut spec).unwrap();
+    Resource { spec: spec.into(), ..stored(id) }
+}
+
+#[tokio::test]
+async fn messages_of_32_mib_pass_both_ways_and_longer_ones_are_refused_with_their_size() {
+    let (script, client, mut watches) = scripted().await;
+    let state = client.state();
+    state.create(large("m", 5), "").await.unwrap();
+    assert_eq!(state.get(&kind(), "m").await.unwrap().spec.len(), 5 << 20);
+    let refused = state.create(large("n", 33), "").await.unwrap_err();
+    assert!(refused.explain().contains("too large"), "{}", refused.explain());
+    assert!(script.resource("n").is_none());
+
+    script.store(large("n", 33).to_wire());
+    let refused = state.get(&kind(), "n").await.unwrap_err();
+    assert!(refused.explain().contains("too large"), "{}", refused.explain());
+    // Zeroes are short on the wire; what counts is what they become.
+    script.store(Resource { spec: vec![0; 33 << 20].into(), ..stored("n") }.to_wire());
+    assert!(state.get(&kind(), "n").await.is_err());
+    assert!(state.list(&kind(), &[]).await.is_err());
+    script.forget("n");
+    assert_eq!(state.list(&kind(), &[]).await.unwrap()[0].spec.len(), 5 << 20);
+
+    use cosi::EventType::{Bootstrapped, Created, Updated};
+    let mirror = Mirror::new(vec![Watch::all(kind())]);
+    let mut changes = mirror.subscribe();
+    let cancel = CancellationToken::new();
+    let task = tokio::spawn(watch::run(state.clone(), mirror.clone(), cancel.clone()));
+    let opened = soon(watches.recv()).await.unwrap();
+    feed(&opened, vec![]).await;
+    feed(&opened, vec![event(Created, Some(&stored("a")), ""), event(Bootstrapped, None, "1")]).await;
+    soon(mirror.synced()).await;
+    feed(&opened, vec![event(Updated, Some(&Resource { version: Some(2), ..large("a", 8) }), "2")]).await;
+    while mirror.get(&kind(), "a").unwrap().version != Some(2) {
+        soon(changes.next()).await;
+    }
+    feed(&opened, vec![event(Updated, Some(&Resource { version: Some(3), ..large("a", 33) }), "3")]).await;
+    let _reopened = soon(watches.recv()).await.unwrap();
+    let status = &mirror.kinds(Uptime::now())[0];
+    assert!(status.trouble.contains("too large"), "{}", status.trouble);
+    assert_eq!(mirror.get(&kind(), "a").unwrap().spec.len(), 8 << 20, "what was known stays");
+    cancel.cancel();
+    soon(task).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_provider_registers_once_and_updates_what_differs() {
     let (script, client, _) = scripted().await;

@@ -78,7 +78,9 @@ impl Script {
         if let Some(identity) = tls {
             server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
         }
+        // More than Omni takes, so that the client's own limits are met.
         let state = StateServer::new(script.clone())
+            .max_decoding_message_size(64 << 20)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
         let management = ManagementServiceServer::new(script.clone()).accept_compressed(CompressionEncoding::Gzip);

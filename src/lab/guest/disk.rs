@@ -172,7 +172,8 @@ mod tests {
     fn an_installation_is_read_back_and_a_wipe_ends_it() {
         let (_directory, disk) = disk(3 << 20);
         assert_eq!(disk.installed().unwrap(), None);
-        let join = Join::parse("grpc://10.0.0.1:1?jointoken=v2%3Aa").unwrap();
+        let join = Join::parse("grpc://10.0.0.1:1?jointoken=v2%3Aa&uniquetoken=%7B%7D").unwrap();
+        assert_eq!(join.unique_token.as_ref().map(|token| token.reveal().as_str()), Some("{}"));
         let installation = Installation { join, configured: true };
         disk.install(&installation).unwrap();
         assert_eq!(disk.installed().unwrap(), Some(installation));

@@ -88,6 +88,11 @@ pub fn public_key(now: UnixTime, armored: &str) -> Result<(SignedPublicKey, Unix
     Ok((key, expires))
 }
 
+/// What Omni calls the key: 40 lower-case hex digits.
+pub fn fingerprint(key: &SignedPublicKey) -> String {
+    format!("{:x}", key.primary_key.fingerprint())
+}
+
 impl From<pgp::errors::Error> for AccountError {
     fn from(error: pgp::errors::Error) -> Self {
         Self::OpenPgp(Box::new(error))

@@ -5,9 +5,8 @@
 //!
 //! Source: contract omni-wire.md sections 2.3 to 2.5.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Cursor;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -19,6 +18,7 @@ use pgp::packet::SignatureType;
 use pgp::types::{KeyDetails as _, VerifyingKey};
 
 use super::account::ServiceAccount;
+use super::plain::PlainKey;
 use super::role::Identity;
 use crate::time::UnixTime;
 
@@ -63,6 +63,12 @@ pub enum Rejected {
     /// No such public key.
     #[error("the key is not known")]
     UnknownKey,
+    /// Nobody has confirmed the key yet.
+    #[error("the key is not confirmed")]
+    Unconfirmed,
+    /// The key belongs to no user.
+    #[error("the key has no user")]
+    NoUser,
     /// The stored key has expired.
     #[error("the key has expired")]
     Expired,
@@ -89,16 +95,21 @@ pub enum Rejected {
     Mismatch,
 }
 
-/// The public keys that Omni knows, by fingerprint.
-#[derive(Debug, Default)]
-pub struct Keys(RwLock<HashMap<String, Arc<Known>>>);
+/// A public key that may sign calls, and whose it is.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub(super) key: Key,
+    pub(super) expires: UnixTime,
+    pub(super) identity: Identity,
+}
 
-#[derive(Debug)]
-struct Known {
-    key: SignedPublicKey,
-    created: UnixTime,
-    expires: UnixTime,
-    identity: Identity,
+/// The kinds of keys that Omni knows.
+#[derive(Clone, Debug)]
+pub(super) enum Key {
+    /// Of service accounts, and of `omnictl`'s users.
+    OpenPgp(Box<SignedPublicKey>),
+    /// Of browsers.
+    Plain(PlainKey),
 }
 
 #[derive(serde::Deserialize)]
@@ -109,69 +120,44 @@ struct Payload {
     method: String,
 }
 
-impl Keys {
-    /// Stores the public half of `account`, confirmed, until it expires.
-    pub fn add(&self, account: &ServiceAccount) {
-        self.register(account.public_key.clone(), account.expires, account.identity.clone());
+/// Who signed a call of `method`, the full path with its leading slash, with this metadata; `find` looks a key up by its
+/// fingerprint.
+///
+/// # Errors
+///
+/// [`Rejected`].
+pub fn verify(
+    now: UnixTime,
+    method: &str,
+    metadata: &HeaderMap,
+    find: impl FnOnce(&str) -> Result<Known, Rejected>,
+) -> Result<Identity, Rejected> {
+    let text =
+        |key: &'static str| metadata.get(key).and_then(|value| value.to_str().ok()).ok_or(Rejected::Missing(key));
+    let timestamp: u64 = text(TIMESTAMP)?.parse().map_err(|_| Rejected::Timestamp)?;
+    let stamped = UnixTime::from_secs(timestamp);
+    if now.since(stamped) > SKEW || stamped.since(now) > SKEW {
+        return Err(Rejected::Skew);
     }
-
-    /// Stores a key of an account until it expires; returns its fingerprint.
-    pub fn register(&self, key: SignedPublicKey, expires: UnixTime, identity: Identity) -> String {
-        let fingerprint = format!("{:x}", key.primary_key.fingerprint());
-        let created = UnixTime::from_secs(u64::from(key.primary_key.created_at().as_secs()));
-        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        keys.insert(fingerprint.clone(), Arc::new(Known { key, created, expires, identity }));
-        fingerprint
+    let mut words = text(SIGNATURE)?.split(' ');
+    let (Some("siderov1"), Some(_name), Some(fingerprint), Some(signature)) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(Rejected::Form);
+    };
+    let known = find(fingerprint)?;
+    if known.expires < now {
+        return Err(Rejected::Expired);
     }
-
-    /// Forgets every key whose fingerprint is not to `stay`.
-    pub fn retain(&self, stay: impl Fn(&str) -> bool) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|fingerprint, _| stay(fingerprint));
+    let payload = text(PAYLOAD)?;
+    check_payload(payload, method, metadata)?;
+    let signature = BASE64_STANDARD.decode(signature).map_err(|_| Rejected::Signature)?;
+    match &known.key {
+        Key::OpenPgp(key) => check_packet(now, key, known.expires, &signature, payload.as_bytes())?,
+        Key::Plain(key) if key.verifies(payload.as_bytes(), &signature) => (),
+        Key::Plain(_) => return Err(Rejected::Mismatch),
     }
-
-    /// Whether the account has a key.
-    pub fn knows(&self, account_name: &str) -> Option<Identity> {
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        keys.values().find(|known| known.identity.account_name() == account_name).map(|known| known.identity.clone())
-    }
-
-    /// Forgets a key: what revoking it does.
-    pub fn remove(&self, fingerprint: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(fingerprint);
-    }
-
-    /// Who signed a call of `method`, the full path with its leading slash, with this metadata.
-    ///
-    /// # Errors
-    ///
-    /// [`Rejected`].
-    pub fn verify(&self, now: UnixTime, method: &str, metadata: &HeaderMap) -> Result<Identity, Rejected> {
-        let text =
-            |key: &'static str| metadata.get(key).and_then(|value| value.to_str().ok()).ok_or(Rejected::Missing(key));
-        let timestamp: u64 = text(TIMESTAMP)?.parse().map_err(|_| Rejected::Timestamp)?;
-        let stamped = UnixTime::from_secs(timestamp);
-        if now.since(stamped) > SKEW || stamped.since(now) > SKEW {
-            return Err(Rejected::Skew);
-        }
-        let mut words = text(SIGNATURE)?.split(' ');
-        let (Some("siderov1"), Some(_name), Some(fingerprint), Some(signature)) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return Err(Rejected::Form);
-        };
-        let known = {
-            let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(keys.get(fingerprint).ok_or(Rejected::UnknownKey)?)
-        };
-        if known.expires < now {
-            return Err(Rejected::Expired);
-        }
-        let payload = text(PAYLOAD)?;
-        check_payload(payload, method, metadata)?;
-        let signature = BASE64_STANDARD.decode(signature).map_err(|_| Rejected::Signature)?;
-        known.check(now, &signature, payload.as_bytes())?;
-        Ok(known.identity.clone())
-    }
+    Ok(known.identity)
 }
 
 /// Compares what was signed with what was sent.
@@ -201,46 +187,57 @@ fn check_payload(payload: &str, method: &str, metadata: &HeaderMap) -> Result<()
 }
 
 impl Known {
-    fn check(&self, now: UnixTime, signature: &[u8], payload: &[u8]) -> Result<(), Rejected> {
-        let signature = DetachedSignature::from_bytes(Cursor::new(signature)).map_err(|_| Rejected::Signature)?;
-        let packet = &signature.signature;
-        if packet.typ() != Some(SignatureType::Binary) {
-            return Err(Rejected::Signature);
+    /// The key that `account` was made with.
+    pub fn of(account: &ServiceAccount) -> Self {
+        let key = Key::OpenPgp(Box::new(account.public_key.clone()));
+        Self { key, expires: account.expires, identity: account.identity.clone() }
+    }
+}
+
+/// Checks an OpenPGP signature as Omni's library does.
+fn check_packet(
+    now: UnixTime,
+    key: &SignedPublicKey,
+    expires: UnixTime,
+    signature: &[u8],
+    payload: &[u8],
+) -> Result<(), Rejected> {
+    let made = UnixTime::from_secs(u64::from(key.primary_key.created_at().as_secs()));
+    let signature = DetachedSignature::from_bytes(Cursor::new(signature)).map_err(|_| Rejected::Signature)?;
+    let packet = &signature.signature;
+    if packet.typ() != Some(SignatureType::Binary) {
+        return Err(Rejected::Signature);
+    }
+    match packet.hash_alg() {
+        None | Some(HashAlgorithm::Md5 | HashAlgorithm::Sha1 | HashAlgorithm::Ripemd160) => {
+            return Err(Rejected::Digest);
         }
-        match packet.hash_alg() {
-            None | Some(HashAlgorithm::Md5 | HashAlgorithm::Sha1 | HashAlgorithm::Ripemd160) => {
-                return Err(Rejected::Digest);
-            }
-            Some(_) => (),
-        }
-        if packet.issuer_key_id().is_empty() && packet.issuer_fingerprint().is_empty() {
-            return Err(Rejected::Origin);
-        }
-        let created = UnixTime::from_secs(u64::from(packet.created().ok_or(Rejected::Origin)?.as_secs()));
-        // Verified now, then once more a little later, which forgives a client's clock that is ahead.
-        let grace = SKEW.min(self.expires.since(self.created) / 2);
-        let in_time = |at: UnixTime| created <= at && self.created <= at && at <= self.expires;
-        // A key signs nothing before it is made: a clock behind fails with a fresh key, however little.
-        if created < self.created || (!in_time(now) && !in_time(now + grace)) {
-            return Err(Rejected::Origin);
-        }
-        if let Some(limit) = packet.signature_expiration_time()
-            && limit.as_secs() != 0
-            && created + Duration::from_secs(u64::from(limit.as_secs())) < now
-        {
-            return Err(Rejected::Origin);
-        }
-        let mut signing = self
-            .key
-            .public_subkeys
-            .iter()
-            .filter(|subkey| subkey.signatures.iter().any(|binding| binding.key_flags().sign()));
-        let by_primary = verifies(&signature, &self.key.primary_key, payload);
-        if by_primary || signing.any(|subkey| verifies(&signature, &subkey.key, payload)) {
-            Ok(())
-        } else {
-            Err(Rejected::Mismatch)
-        }
+        Some(_) => (),
+    }
+    if packet.issuer_key_id().is_empty() && packet.issuer_fingerprint().is_empty() {
+        return Err(Rejected::Origin);
+    }
+    let created = UnixTime::from_secs(u64::from(packet.created().ok_or(Rejected::Origin)?.as_secs()));
+    // Verified now, then once more a little later, which forgives a client's clock that is ahead.
+    let grace = SKEW.min(expires.since(made) / 2);
+    let in_time = |at: UnixTime| created <= at && made <= at && at <= expires;
+    // A key signs nothing before it is made: a clock behind fails with a fresh key, however little.
+    if created < made || (!in_time(now) && !in_time(now + grace)) {
+        return Err(Rejected::Origin);
+    }
+    if let Some(limit) = packet.signature_expiration_time()
+        && limit.as_secs() != 0
+        && created + Duration::from_secs(u64::from(limit.as_secs())) < now
+    {
+        return Err(Rejected::Origin);
+    }
+    let mut signing =
+        key.public_subkeys.iter().filter(|subkey| subkey.signatures.iter().any(|binding| binding.key_flags().sign()));
+    let by_primary = verifies(&signature, &key.primary_key, payload);
+    if by_primary || signing.any(|subkey| verifies(&signature, &subkey.key, payload)) {
+        Ok(())
+    } else {
+        Err(Rejected::Mismatch)
     }
 }
 

@@ -15,7 +15,7 @@ use super::state::{From, State};
 use crate::proto::specs::infra_machine_config_spec::AcceptanceStatus;
 use crate::proto::specs::{
     BmcConfigSpec, InfraMachineBmcConfigSpec, InfraMachineConfigSpec, InfraMachineStatusSpec, MachineRegistrationSpec,
-    MachineSpec, SiderolinkSpec,
+    MachineSpec, NodeUniqueTokenSpec, SiderolinkSpec,
 };
 use crate::resource::{
     Kind, LABEL_INFRA_PROVIDER_ID, LABEL_IS_STATIC_INFRA_PROVIDER, NAMESPACE_DEFAULT, Phase, Resource,
@@ -205,6 +205,11 @@ impl Controller {
         if let Err(error) = written {
             tracing::warn!(machine = machine.uuid, %error, "InfraMachine not written");
         }
+        if !machine.node_unique_token.is_empty() {
+            let spec = NodeUniqueTokenSpec { token: machine.node_unique_token.clone() };
+            let resource = Resource::new(node_unique_tokens(), &machine.uuid, &spec);
+            let _ = self.0.state.put(resource, |stored| stored.encode(&spec));
+        }
         if machine.acceptance == AcceptanceStatus::Accepted {
             // Omni has a Machine only for what its user accepted.
             let _ = self.0.state.put(machine_of(&self.0.state, &machine.uuid, &machine.labels()), |_| ());
@@ -244,7 +249,14 @@ impl Controller {
             Err(_) => true,
         };
         if free {
-            let own = [links(), machines(), machine_configs(), machine_bmc_configs()];
+            let own = [
+                links(),
+                join_token_usages(),
+                node_unique_tokens(),
+                machines(),
+                machine_configs(),
+                machine_bmc_configs(),
+            ];
             for kind in own.into_iter().chain(["InfraMachineRegistrations", "BMCConfigs"].map(Kind::omni)) {
                 if let Ok(stored) = self.0.state.get(&kind, uuid) {
                     let _ = self.0.state.destroy(&kind, uuid, &stored.owner);
@@ -264,6 +276,16 @@ impl Controller {
 /// The kind of SideroLink links.
 pub fn links() -> Kind {
     Kind::new(NAMESPACE_DEFAULT, "Links.omni.sidero.dev")
+}
+
+/// The kind that tells which join token each machine showed last.
+pub fn join_token_usages() -> Kind {
+    Kind::new(NAMESPACE_DEFAULT, "JoinTokenUsages.omni.sidero.dev")
+}
+
+/// The kind of the tokens that tell one installation of a machine from another.
+pub fn node_unique_tokens() -> Kind {
+    Kind::new(NAMESPACE_DEFAULT, "NodeUniqueTokens.omni.sidero.dev")
 }
 
 /// The kind of machines as Omni's users see them.

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 
 use tokio::task::JoinSet;
 
-use super::controller::{links, machine_of, machines, registration};
+use super::controller::{join_token_usages, links, machine_of, machines, registration};
 use super::state::State;
 use super::token::MACHINE_REQUEST;
-use crate::proto::specs::{MachineRequestSetSpec, MachineRequestSpec, MachineRequestStatusSpec};
+use crate::proto::specs::{MachineClassSpec, MachineRequestSetSpec, MachineRequestSpec, MachineRequestStatusSpec};
 use crate::resource::{Kind, LABEL_INFRA_PROVIDER_ID, NAMESPACE_DEFAULT, Phase, Resource};
 
 /// Names the set of a request.
@@ -28,6 +28,27 @@ const PATCH_OWNER: &str = "InfraProviderConfigPatchController";
 /// The kind of request sets.
 pub fn request_sets() -> Kind {
     Kind::new(NAMESPACE_DEFAULT, "MachineRequestSets.omni.sidero.dev")
+}
+
+/// The kind of machine classes.
+pub fn machine_classes() -> Kind {
+    Kind::new(NAMESPACE_DEFAULT, "MachineClasses.omni.sidero.dev")
+}
+
+/// What `count` machines of a class are asked for with, for a cluster of this Talos version; `None` when the class only
+/// picks from machines that are there.
+pub fn set_of(class: &MachineClassSpec, count: u16, talos_version: &str) -> Option<MachineRequestSetSpec> {
+    let provision = class.auto_provision.clone()?;
+    Some(MachineRequestSetSpec {
+        provider_id: provision.provider_id,
+        machine_count: count.into(),
+        talos_version: talos_version.to_owned(),
+        extensions: Vec::new(),
+        kernel_args: provision.kernel_args,
+        meta_values: provision.meta_values,
+        provider_data: provision.provider_data,
+        grpc_tunnel: provision.grpc_tunnel,
+    })
 }
 
 /// The kind of config patches.
@@ -136,7 +157,8 @@ impl Dynamic {
         let uuid = status.decode::<MachineRequestStatusSpec>().unwrap_or_default().id;
         let ours = self.state.get(&links(), &uuid);
         if ours.is_ok_and(|link| link.labels.get(MACHINE_REQUEST) == Some(&status.id)) {
-            for kind in [machines(), Kind::omni("InfraMachineRegistrations"), links()] {
+            let own = [machines(), Kind::omni("InfraMachineRegistrations"), links(), join_token_usages()];
+            for kind in own {
                 if let Ok(stored) = self.state.get(&kind, &uuid) {
                     let _ = self.state.destroy(&kind, &uuid, &stored.owner);
                 }

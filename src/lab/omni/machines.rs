@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::controller::{Controller, links, registration};
+use super::controller::{Controller, join_token_usages, links, registration};
 use super::lifecycle::Input;
 use super::seeds::default_join_tokens;
 use super::state::State;
-use super::token;
+use super::token::{self, BadToken};
 use crate::proto::lab::next_response::Order;
 use crate::proto::lab::{NextRequest, NextResponse, ReportRequest, ReportResponse, machine_link_server};
 use crate::proto::siderolink::{ProvisionRequest, ProvisionResponse, provision_service_server};
-use crate::proto::specs::{DefaultJoinTokenSpec, ProviderJoinConfigSpec, SiderolinkSpec};
+use crate::proto::specs::{DefaultJoinTokenSpec, JoinTokenUsageSpec, ProviderJoinConfigSpec, SiderolinkSpec};
 use crate::resource::{Kind, LABEL_INFRA_PROVIDER_ID, Phase, Resource};
 
 /// How long a machine that has nothing to do is kept waiting.
@@ -35,7 +35,8 @@ impl provision_service_server::ProvisionService for MachineApi {
     async fn provision(&self, request: Request<ProvisionRequest>) -> Result<Response<ProvisionResponse>, Status> {
         let asked = request.into_inner();
         let uuid = uuid(&asked.node_uuid)?;
-        let extra = token::verify(asked.join_token(), |version, provider| match version {
+        let unique_token = asked.node_unique_token.clone().filter(|token| !token.is_empty());
+        let verified = token::verify(asked.join_token(), |version, provider| match version {
             token::Version::V1 => {
                 let default = self.state.get(&default_join_tokens(), "default").ok()?;
                 Some(default.decode::<DefaultJoinTokenSpec>().ok()?.token_id)
@@ -44,21 +45,31 @@ impl provision_service_server::ProvisionService for MachineApi {
                 let config = self.state.get(&Kind::omni("ProviderJoinConfigs"), provider).ok()?;
                 Some(config.decode::<ProviderJoinConfigSpec>().ok()?.join_token)
             }
-        })
-        .map_err(|bad| Status::permission_denied(bad.to_string()))?;
-        let provider = &extra[LABEL_INFRA_PROVIDER_ID];
+        });
+        let known = self.controller.machine(&uuid);
+        let extra = match (verified, self.state.get(&links(), &uuid)) {
+            (Ok(extra), _) => extra,
+            // Whose join token is no good any more, and who shows that it is the machine that joined before.
+            (Err(BadToken::Unauthorized), Ok(link))
+                if unique_token.is_some()
+                    && known.as_ref().map(|machine| &machine.node_unique_token) == unique_token.as_ref() =>
+            {
+                link.labels.clone()
+            }
+            (Err(bad), _) => return Err(Status::permission_denied(bad.to_string())),
+        };
+        let provider = extra.get(LABEL_INFRA_PROVIDER_ID).map(String::as_str).unwrap_or_default();
         let registered = self.state.get(&Kind::omni("InfraProviders"), provider);
         if !registered.is_ok_and(|provider| provider.phase == Phase::Running) {
             return Err(Status::not_found(format!("infra provider {provider:?} does not exist")));
         }
-        let unique_token = asked.node_unique_token.filter(|token| !token.is_empty());
-        if !self.controller.machine(&uuid).is_none_or(|machine| machine.admits(unique_token.as_deref())) {
+        if !known.is_none_or(|machine| machine.admits(unique_token.as_deref())) {
             return Err(Status::permission_denied("unauthorized"));
         }
         let address = node_address(&uuid);
         let spec = SiderolinkSpec {
             node_subnet: format!("{address}/64"),
-            node_public_key: asked.node_public_key,
+            node_public_key: asked.node_public_key.clone(),
             connected: true,
             ..SiderolinkSpec::default()
         };
@@ -67,7 +78,12 @@ impl provision_service_server::ProvisionService for MachineApi {
         link.labels = extra.clone();
         let link =
             self.state.put(link, |stored| stored.encode(&spec)).map_err(|error| Status::internal(error.to_string()))?;
-        let provider = link.labels.get(LABEL_INFRA_PROVIDER_ID).unwrap_or(provider);
+        let provider = link.labels.get(LABEL_INFRA_PROVIDER_ID).map_or(provider, String::as_str);
+        let usage = JoinTokenUsageSpec { token_id: asked.join_token().to_owned() };
+        let resource = Resource::new(join_token_usages(), &uuid, &usage);
+        self.state
+            .put(resource, |stored| stored.encode(&usage))
+            .map_err(|error| Status::internal(error.to_string()))?;
         let registration = registration(&uuid, &link.labels);
         let labels = registration.labels.clone();
         let _ = self.state.put(registration, |stored| stored.labels = labels);
@@ -99,11 +115,12 @@ impl machine_link_server::MachineLink for MachineApi {
             None => Some(Err(Status::not_found(format!("no machine {uuid} has joined")))),
             Some(machine) => match machine.order() {
                 Order::Wait => None,
-                order => Some(Ok(order)),
+                order => Some(Ok((order, machine.node_unique_token.clone()))),
             },
         });
-        let order = tokio::time::timeout(PATIENCE, ordered).await.unwrap_or(Ok(Order::Wait))?;
-        Ok(Response::new(NextResponse { order: order.into() }))
+        let ordered = tokio::time::timeout(PATIENCE, ordered).await;
+        let (order, node_unique_token) = ordered.unwrap_or_else(|_| Ok((Order::Wait, String::new())))?;
+        Ok(Response::new(NextResponse { order: order.into(), node_unique_token }))
     }
 }
 

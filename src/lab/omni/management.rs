@@ -48,7 +48,7 @@ impl Management {
     fn register(&self, armored: &str, identity: Identity) -> Result<String, Status> {
         let (key, expires) = account::public_key(UnixTime::now(), armored)
             .map_err(|bad| Status::invalid_argument(format!("failed to validate: {bad}")))?;
-        self.accounts.admit(key, expires, identity).map_err(|refused| Status::internal(refused.to_string()))
+        self.accounts.admit(&key, expires, &identity).map_err(|refused| Status::internal(refused.to_string()))
     }
 
     fn present(&self) -> Result<(), Status> {
@@ -119,7 +119,7 @@ impl management_service_server::ManagementService for Management {
         if provider != (role == Role::InfraProvider) || (provider && asked.use_user_role) {
             return Err(Status::invalid_argument(format!("account {:?} cannot have role {role}", asked.name)));
         }
-        if self.accounts.gate.keys.knows(&asked.name).is_some() {
+        if self.accounts.named(&asked.name).is_some() {
             return Err(Status::already_exists(format!("service account {:?} already exists", asked.name)));
         }
         let identity = Identity::of_account(&asked.name, role);
@@ -135,9 +135,7 @@ impl management_service_server::ManagementService for Management {
         let asked = request.into_inner();
         let identity = self
             .accounts
-            .gate
-            .keys
-            .knows(&asked.name)
+            .named(&asked.name)
             .ok_or_else(|| Status::not_found(format!("service account {:?} does not exist", asked.name)))?;
         let public_key_id = self.register(&asked.armored_pgp_public_key, identity)?;
         Ok(Response::new(RenewServiceAccountResponse { public_key_id }))

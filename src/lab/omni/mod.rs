@@ -19,6 +19,7 @@ pub mod yaml;
 pub mod account;
 pub mod accounts;
 pub mod auth;
+pub mod plain;
 pub mod role;
 pub mod token;
 pub mod view;
@@ -27,6 +28,7 @@ pub mod view;
 pub mod factory;
 pub mod faults;
 mod gate;
+mod login;
 mod machines;
 mod management;
 pub mod port;
@@ -61,15 +63,18 @@ use self::controller::Controller;
 use self::factory::{AssetSource, Factory};
 use self::faults::{Faults, Knobs};
 use self::gate::Gate;
+use self::login::Logins;
 use self::people::People;
 use self::port::{Port, PortError};
-use self::role::Role;
+use self::role::{Identity, Role};
 use self::script::{Board, Plan, Progress};
 use self::state::State;
+use crate::proto::auth::auth_service_server::AuthServiceServer;
 use crate::proto::cosi::state_server::StateServer;
 use crate::proto::lab::machine_link_server::MachineLinkServer;
 use crate::proto::management::management_service_server::ManagementServiceServer;
 use crate::proto::siderolink::provision_service_server::ProvisionServiceServer;
+use crate::secret::Secret;
 
 /// Name of the first administrator's account.
 const ADMIN: &str = "automation";
@@ -134,6 +139,8 @@ pub struct Omni {
     account: ServiceAccount,
     admin: ServiceAccount,
     accounts: Accounts,
+    logins: Logins,
+    gate: Arc<Gate>,
     state: State,
     factory: Factory,
     controller: Controller,
@@ -154,9 +161,10 @@ impl Omni {
         let admin = ServiceAccount::person(ADMIN, Role::Admin, options.key_lifetime).map_err(OmniError::Account)?;
         let knobs: Arc<Knobs> = Arc::default();
         knobs.set_old(options.generation == Generation::Old);
-        let gate = Arc::new(Gate::new(Arc::clone(&knobs)));
         let state = State::default();
-        let accounts = Accounts { state: state.clone(), gate: Arc::clone(&gate) };
+        let accounts = Accounts { state: state.clone() };
+        let gate = Arc::new(Gate::new(accounts.clone(), Arc::clone(&knobs)));
+        let logins = Logins::default();
         for first in [&account, &admin] {
             accounts.add(first).map_err(OmniError::Seed)?;
         }
@@ -186,10 +194,13 @@ impl Omni {
             accounts: accounts.clone(),
             people: People { state: state.clone(), controller: controller.clone() },
         };
+        let login =
+            login::Login { accounts: accounts.clone(), logins: logins.clone(), url: format!("http://{endpoint}") };
         let machines = machines::MachineApi { state: state.clone(), controller: controller.clone() };
         let api = StateServer::new(api).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
         let router = Routes::new(api.accept_compressed(Gzip).send_compressed(Gzip))
             .add_service(ManagementServiceServer::new(management).accept_compressed(Gzip).send_compressed(Gzip))
+            .add_service(AuthServiceServer::new(login).accept_compressed(Gzip).send_compressed(Gzip))
             .add_service(ProvisionServiceServer::new(machines.clone()).accept_compressed(Gzip))
             .add_service(MachineLinkServer::new(machines).accept_compressed(Gzip))
             .into_axum_router()
@@ -208,6 +219,8 @@ impl Omni {
             account,
             admin,
             accounts,
+            logins,
+            gate,
             state,
             factory,
             controller,
@@ -244,6 +257,20 @@ impl Omni {
         }
     }
 
+    /// Makes a person known, who has no key yet.
+    pub fn invite(&self, email: &str, role: Role) {
+        let person = Identity::Person { name: email.to_lowercase().into(), role };
+        if let Err(refused) = self.accounts.add_user(&person) {
+            tracing::warn!(error = %refused, "user not stored");
+        }
+    }
+
+    /// Logs a person in at the identity provider that the double plays; the ID token goes into `authorization: Bearer …`
+    /// of `ConfirmPublicKey`. `None` after 64 of them.
+    pub fn log_in(&self, email: &str) -> Option<Secret<String>> {
+        self.logins.begin(email)
+    }
+
     /// Revokes a key by its fingerprint.
     pub fn revoke(&self, fingerprint: &str) {
         self.accounts.revoke(fingerprint);
@@ -276,7 +303,7 @@ impl Omni {
 
     /// Calls so far, by full method, refused ones included.
     pub fn calls(&self) -> BTreeMap<String, u64> {
-        self.accounts.gate.calls()
+        self.gate.calls()
     }
 
     /// Starts the scripted lives; see [`script`].

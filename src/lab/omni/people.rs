@@ -3,11 +3,11 @@
 //! Edge: it writes to the state. Each call returns when the wish is stored; the controller acts on it right after.
 
 use super::controller::{Controller, Unknown, machine_bmc_configs, machine_configs};
-use super::dynamic::request_sets;
+use super::dynamic::{machine_classes, request_sets, set_of};
 use super::lifecycle::{Allocation, Input};
 use super::state::State;
 use crate::proto::specs::infra_machine_config_spec::{AcceptanceStatus, MachinePowerState};
-use crate::proto::specs::{InfraMachineBmcConfigSpec, InfraMachineConfigSpec, MachineRequestSetSpec};
+use crate::proto::specs::{InfraMachineBmcConfigSpec, InfraMachineConfigSpec, MachineClassSpec, MachineRequestSetSpec};
 use crate::resource::Resource;
 
 /// People, who may do everything that their role allows.
@@ -26,6 +26,9 @@ pub enum Impossible {
     /// An accepted machine cannot be rejected.
     #[error("machine {0} is accepted already")]
     Accepted(String),
+    /// There is no such class, or nobody makes its machines.
+    #[error("no provider makes machines of class {0}")]
+    NoClass(String),
     /// The config could not be stored.
     #[error("the config of {0} cannot be stored")]
     Refused(String, #[source] Box<super::collection::Refused>),
@@ -166,6 +169,18 @@ impl People {
     pub fn request_machines(&self, set: &str, spec: &MachineRequestSetSpec) -> Result<(), Impossible> {
         let stored = self.state.put(Resource::new(request_sets(), set, spec), |stored| stored.encode(spec));
         stored.map(drop).map_err(|refused| Impossible::Refused(set.to_owned(), Box::new(refused)))
+    }
+
+    /// Has a cluster take `count` machines of a class that a provider makes, in a set of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Impossible::NoClass`], [`Impossible::Refused`].
+    pub fn provision(&self, set: &str, class: &str, count: u16, talos_version: &str) -> Result<(), Impossible> {
+        let stored = self.state.get(&machine_classes(), class).ok();
+        let spec = stored.and_then(|stored| stored.decode::<MachineClassSpec>().ok());
+        let wanted = spec.and_then(|class| set_of(&class, count, talos_version));
+        self.request_machines(set, &wanted.ok_or_else(|| Impossible::NoClass(class.to_owned()))?)
     }
 
     fn configure(&self, uuid: &str, change: impl Fn(&mut InfraMachineConfigSpec)) -> Result<(), Impossible> {

@@ -12,6 +12,11 @@ use crate::resource::{Kind, NAMESPACE_DEFAULT, NAMESPACE_INFRA_PROVIDER};
 /// What precedes a provider's ID in the name of its service account.
 pub const PROVIDER_PREFIX: &str = "infra-provider:";
 
+/// At the end of the e-mail address of a provider's account.
+const PROVIDER_MAIL: &str = "@infra-provider.serviceaccount.omni.sidero.dev";
+/// At the end of the e-mail address of a program's account.
+const SERVICE_ACCOUNT_MAIL: &str = "@serviceaccount.omni.sidero.dev";
+
 /// What an account may do; each role may what those before it may, but for `InfraProvider`, which has a view of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -79,6 +84,14 @@ impl Identity {
         }
     }
 
+    /// Whoever has this e-mail address and `role`. A provider is one by its address, as long as its role is a provider's.
+    pub fn of_email(email: &str, role: Role) -> Self {
+        match email.strip_suffix(PROVIDER_MAIL) {
+            Some(id) if role == Role::InfraProvider => Self::Provider(id.into()),
+            _ => Self::Person { name: email.strip_suffix(SERVICE_ACCOUNT_MAIL).unwrap_or(email).into(), role },
+        }
+    }
+
     /// The account's name: a provider's has its prefix.
     pub fn account_name(&self) -> String {
         match self {
@@ -90,8 +103,10 @@ impl Identity {
     /// The e-mail address that Omni knows the account by.
     pub fn email(&self) -> String {
         match self {
-            Self::Provider(id) => format!("{id}@infra-provider.serviceaccount.omni.sidero.dev"),
-            Self::Person { name, .. } => format!("{name}@serviceaccount.omni.sidero.dev"),
+            Self::Provider(id) => format!("{id}{PROVIDER_MAIL}"),
+            // A person who logs in is called by the address.
+            Self::Person { name, .. } if name.contains('@') => name.to_string(),
+            Self::Person { name, .. } => format!("{name}{SERVICE_ACCOUNT_MAIL}"),
         }
     }
 
@@ -131,7 +146,8 @@ pub fn right(role: Role, kind: &Kind) -> Result<Right, Denied> {
         (NAMESPACE_DEFAULT, "InfraMachineBMCConfigs" | "JoinTokens" | "DefaultJoinTokens") => {
             at_least(Role::Admin, Right::Write)
         }
-        (NAMESPACE_DEFAULT, "InfraMachineConfigs" | "MachineRequestSets" | "ConfigPatches") => {
+        (NAMESPACE_DEFAULT, "JoinTokenUsages" | "NodeUniqueTokens") => at_least(Role::Admin, Right::Read),
+        (NAMESPACE_DEFAULT, "InfraMachineConfigs" | "MachineRequestSets" | "MachineClasses" | "ConfigPatches") => {
             write_from(Role::Operator)
         }
         _ => at_least(Role::Reader, Right::Read),
@@ -169,5 +185,19 @@ mod tests {
         let provider = Identity::of_account("infra-provider:metal-1", Role::InfraProvider);
         assert_eq!(provider.email(), "metal-1@infra-provider.serviceaccount.omni.sidero.dev");
         assert_eq!(provider.suspended().role(), Role::Reader);
+    }
+
+    #[test]
+    fn an_address_tells_who_it_is() {
+        for (name, role) in [
+            ("infra-provider:metal-1", Role::InfraProvider),
+            ("automation", Role::Admin),
+            ("alice@example.com", Role::Reader),
+        ] {
+            let identity = Identity::of_account(name, role);
+            assert_eq!(Identity::of_email(&identity.email(), role), identity);
+        }
+        let demoted = Identity::of_email("metal-1@infra-provider.serviceaccount.omni.sidero.dev", Role::None);
+        assert!(matches!(demoted, Identity::Person { role: Role::None, .. }));
     }
 }

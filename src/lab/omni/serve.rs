@@ -12,6 +12,7 @@ use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::collection::{Change, Name, Refused, Stored, What};
+use super::controller::is_static;
 use super::faults::{self, Knobs};
 use super::query::{BadQuery, Query};
 use super::role::{self, Identity};
@@ -128,7 +129,9 @@ impl state_server::State for StateService {
         let caller = self.caller(&request, &resource.kind)?;
         wire::check_limits(&resource).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
         caller.right.create(&caller.provider, &mut resource.resource).map_err(|d| self.by_role(&caller, d))?;
-        validate::create(&resource).map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        validate::create(&resource)
+            .and_then(|()| validate::machine_class(&resource, |provider| is_static(&self.state, provider)))
+            .map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
         let stored = self.state.create(resource, &owner).map_err(refused)?;
         Ok(Response::new(cosi::CreateResponse { resource: Some(wire::message(&stored)) }))
     }
@@ -151,7 +154,9 @@ impl state_server::State for StateService {
             .right
             .update(&caller.provider, &stored, &mut resource.resource)
             .map_err(|denied| self.by_role(&caller, denied))?;
-        validate::update(&stored, &resource).map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        validate::update(&stored, &resource)
+            .and_then(|()| validate::machine_class(&resource, |provider| is_static(&self.state, provider)))
+            .map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
         let stored = self.state.update(resource, &options.owner, expected).map_err(refused)?;
         Ok(Response::new(cosi::UpdateResponse { resource: Some(wire::message(&stored)) }))
     }

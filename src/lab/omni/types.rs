@@ -49,7 +49,7 @@ const SHARED: &str = NAMESPACE_INFRA_PROVIDER;
 const OMNI: &str = NAMESPACE_DEFAULT;
 
 /// Every type.
-pub const TYPES: [Type; 31] = [
+pub const TYPES: [Type; 34] = [
     of("InfraProviders", "InfraProvider", SHARED, "specs.InfraProviderSpec", &[]),
     of(
         "InfraProviderStatuses",
@@ -143,10 +143,19 @@ pub const TYPES: [Type; 31] = [
         "specs.MachineRequestSetSpec",
         &[("Provider", "{.providerid}"), ("Machines", "{.machinecount}")],
     ),
+    of(
+        "MachineClasses",
+        "MachineClass",
+        OMNI,
+        "specs.MachineClassSpec",
+        &[("Provider", "{.autoprovision.providerid}")],
+    ),
     of("ConfigPatches", "ConfigPatch", OMNI, "specs.ConfigPatchSpec", &[]),
     secret("JoinTokens", "JoinToken", OMNI, "specs.JoinTokenSpec"),
     secret("JoinTokenStatuses", "JoinTokenStatus", OMNI, "specs.JoinTokenStatusSpec"),
     secret("DefaultJoinTokens", "DefaultJoinToken", OMNI, "specs.DefaultJoinTokenSpec"),
+    secret("JoinTokenUsages", "JoinTokenUsage", OMNI, "specs.JoinTokenUsageSpec"),
+    secret("NodeUniqueTokens", "NodeUniqueToken", OMNI, "specs.NodeUniqueTokenSpec"),
     of("PublicKeys", "PublicKey", OMNI, "specs.PublicKeySpec", &[("Identity", "{.identity.email}")]),
     of("Users", "User", OMNI, "specs.UserSpec", &[("Role", "{.role}")]),
     of("Identities", "Identity", OMNI, "specs.IdentitySpec", &[("User", "{.userid}")]),

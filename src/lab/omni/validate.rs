@@ -3,7 +3,7 @@
 //! Pure. Source: contract omni-wire.md sections 2.7, 4.4 and 5.5.
 
 use crate::proto::specs::infra_machine_config_spec::AcceptanceStatus;
-use crate::proto::specs::{InfraMachineConfigSpec, MachineRequestSpec};
+use crate::proto::specs::{InfraMachineConfigSpec, MachineClassSpec, MachineRequestSpec};
 use crate::resource::Resource;
 
 /// What is wrong with a resource.
@@ -23,6 +23,14 @@ pub enum Invalid {
     /// A machine request's spec is what it was made with.
     #[error("failed to validate: machine request {0} is immutable")]
     Immutable(String),
+    /// Machines of a static provider exist; nobody makes them.
+    #[error("failed to validate: machine class {class} cannot use the static infra provider {provider:?}")]
+    StaticProvider {
+        /// The class.
+        class: String,
+        /// Whom it names.
+        provider: String,
+    },
     /// An accepted machine stays accepted.
     #[error("failed to validate: machine {0} was accepted already")]
     Accepted(String),
@@ -71,6 +79,25 @@ pub fn update(stored: &Resource, resource: &Resource) -> Result<(), Invalid> {
     }
 }
 
+/// Checks a machine class that is to be stored, among others: `is_static` tells which providers only have what stands there.
+/// Omni also checks `provider_data` against the provider's JSON schema, which this double does not.
+///
+/// # Errors
+///
+/// [`Invalid`].
+pub fn machine_class(resource: &Resource, is_static: impl FnOnce(&str) -> bool) -> Result<(), Invalid> {
+    if name(resource) != "MachineClasses" {
+        return Ok(());
+    }
+    let spec: MachineClassSpec = resource.decode().map_err(|_| Invalid::Spec(resource.id.clone()))?;
+    match spec.auto_provision {
+        Some(provision) if is_static(&provision.provider_id) => {
+            Err(Invalid::StaticProvider { class: resource.id.clone(), provider: provision.provider_id })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn is_dns_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
@@ -88,6 +115,7 @@ fn is_semver(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::specs::machine_class_spec;
     use crate::resource::Kind;
 
     #[test]
@@ -104,6 +132,14 @@ mod tests {
             assert_eq!(create(&request(version)).is_ok(), good, "{version}");
         }
         assert!(update(&request("1.11.0"), &request("1.11.1")).is_err());
+        let class = |provider: &str| {
+            let provision = machine_class_spec::Provision { provider_id: provider.into(), ..Default::default() };
+            let spec = MachineClassSpec { auto_provision: Some(provision), ..MachineClassSpec::default() };
+            Resource::new(Kind::new("default", "MachineClasses.omni.sidero.dev"), "large", &spec)
+        };
+        assert!(machine_class(&class("virtual"), |provider| provider == "metal").is_ok());
+        assert!(machine_class(&class("metal"), |provider| provider == "metal").is_err());
+        assert!(machine_class(&request("1.11.0"), |_| true).is_ok());
         let config = |status: AcceptanceStatus| {
             let mut spec = InfraMachineConfigSpec::default();
             spec.set_acceptance_status(status);

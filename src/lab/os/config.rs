@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// No config of a provider is bigger, octets.
 const LARGEST: usize = 1 << 20;
 
+/// Key of the unique token in what an installation keeps; Talos has it in a place of its own.
+const UNIQUE_TOKEN: &str = "uniquetoken=";
+
 /// How a machine joins: what `SideroLinkConfig` tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Join {
@@ -24,6 +27,8 @@ pub struct Join {
     pub endpoint: String,
     /// The join token.
     pub token: Secret<String>,
+    /// What Omni wrote to the machine's META partition; none before it was installed.
+    pub unique_token: Option<Secret<String>>,
 }
 
 /// Why there is no way to join.
@@ -176,7 +181,8 @@ fn parse(config: &str) -> Result<Join, NoJoin> {
 }
 
 impl Join {
-    /// From an `apiUrl` such as `grpc://10.0.0.1:8090?jointoken=v2%3A…` (contract omni-wire.md section 7.2).
+    /// From an `apiUrl`, or from what an installation keeps of it, such as
+    /// `grpc://10.0.0.1:8090?jointoken=v2%3A…` (contract omni-wire.md section 7.2).
     ///
     /// # Errors
     ///
@@ -187,21 +193,33 @@ impl Join {
             return Err(NoJoin::Scheme);
         }
         let (authority, query) = rest.split_once('?').ok_or(NoJoin::NoToken)?;
-        let token = query.split('&').find_map(|pair| pair.strip_prefix("jointoken=")).ok_or(NoJoin::NoToken)?;
+        let find = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key));
+        let token = find("jointoken=").ok_or(NoJoin::NoToken)?;
+        let unique_token = find(UNIQUE_TOKEN).map(|token| Secret::new(query_unescape(token)));
         let endpoint = format!("http://{}", authority.trim_end_matches('/'));
-        Ok(Self { endpoint, token: Secret::new(query_unescape(token)) })
+        Ok(Self { endpoint, token: Secret::new(query_unescape(token)), unique_token })
     }
 
-    /// As an `apiUrl` again: what an installation keeps. Holds the token.
+    /// As an `apiUrl` again, and the unique token with it: what an installation keeps. Holds the tokens.
     pub(crate) fn to_api_url(&self) -> Secret<String> {
         let mut url = format!("{}?jointoken=", self.endpoint);
-        for octet in self.token.reveal().bytes() {
-            match octet {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => url.push(char::from(octet)),
-                other => url.push_str(&format!("%{other:02X}")),
-            }
+        query_escape(self.token.reveal(), &mut url);
+        if let Some(token) = &self.unique_token {
+            url.push('&');
+            url.push_str(UNIQUE_TOKEN);
+            query_escape(token.reveal(), &mut url);
         }
         Secret::new(url)
+    }
+}
+
+/// Appends `text` as a form-encoded value.
+fn query_escape(text: &str, url: &mut String) {
+    for octet in text.bytes() {
+        match octet {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => url.push(char::from(octet)),
+            other => url.push_str(&format!("%{other:02X}")),
+        }
     }
 }
 
@@ -254,9 +272,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_is_too_odd(text in ".{0,200}", token in ".{1,40}") {
+        fn no_text_is_too_odd(text in ".{0,200}", token in ".{1,40}", unique in proptest::option::of(".{0,200}")) {
             let _ = (parse(&text), query_unescape(&text));
-            let join = Join { endpoint: "http://h:1".into(), token: Secret::new(token) };
+            let (token, unique_token) = (Secret::new(token), unique.map(Secret::new));
+            let join = Join { endpoint: "http://h:1".into(), token, unique_token };
             prop_assert_eq!(Join::parse(join.to_api_url().reveal()), Ok(join));
         }
     }

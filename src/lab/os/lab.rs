@@ -1,6 +1,6 @@
 //! The operating systems on simulated machines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +35,8 @@ pub struct LabOs {
     bmcs: Arc<Mutex<BTreeMap<MachineId, Arc<dyn BmcPort>>>>,
     /// What Talos wrote to each disk. The disk itself says whether it is still there.
     installations: Arc<Mutex<BTreeMap<MachineId, Installation>>>,
+    /// Whose join token Omni refuses.
+    refused: Arc<Mutex<BTreeSet<MachineId>>>,
 }
 
 impl fmt::Debug for LabOs {
@@ -47,6 +49,11 @@ impl LabOs {
     /// Operating systems with this patience; the default is [`Patience::short`].
     pub fn new(patience: Patience) -> Self {
         Self { patience: Some(patience), ..Self::default() }
+    }
+
+    /// Machines whose join token Omni refused since this was asked last.
+    pub fn take_refused(&self) -> BTreeSet<MachineId> {
+        std::mem::take(&mut *self.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Connects a machine to its BMC. A machine without one reports none, as agents in test mode do.
@@ -87,6 +94,15 @@ impl Platform for LabPlatform {
 
     fn note(&self, what: String) {
         self.machine.note(what);
+    }
+
+    fn refused(&self, refused: bool) {
+        let mut all = self.os.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused {
+            all.insert(self.machine.id().clone());
+        } else {
+            all.remove(self.machine.id());
+        }
     }
 
     async fn wipe(&self, _zeroes: bool) -> Result<(), PlatformError> {

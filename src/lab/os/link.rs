@@ -14,6 +14,7 @@ use crate::proto::lab::report_request::Event;
 use crate::proto::lab::{NextRequest, ReportRequest};
 use crate::proto::siderolink::ProvisionRequest;
 use crate::proto::siderolink::provision_service_client::ProvisionServiceClient;
+use crate::secret::Secret;
 
 /// How long dialling and the quick calls may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -52,6 +53,11 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// Whether Omni lets nobody join with this token.
+    pub fn unauthorized(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.code() == Code::PermissionDenied)
+    }
+
     /// Whether Omni does not know the machine.
     pub fn forgotten(&self) -> bool {
         matches!(self, Self::Refused { source, .. } if source.code() == Code::NotFound)
@@ -82,6 +88,7 @@ impl Link {
             // No WireGuard here: what the tunnel would carry goes over the same connection.
             node_public_key: String::new(),
             join_token: Some(join.token.reveal().clone()),
+            node_unique_token: join.unique_token.as_ref().map(|token| token.reveal().clone()),
             talos_version: Some(TALOS_VERSION.to_owned()),
             ..ProvisionRequest::default()
         };
@@ -97,11 +104,13 @@ impl Link {
         within(PATIENCE, "Report", client.report(request)).await.map(drop)
     }
 
-    /// What to do next; [`Order::Wait`] after about 30 s without an order.
-    pub(super) async fn next(&self) -> Result<Order, LinkError> {
+    /// What to do next, and what to write to META with it; [`Order::Wait`] after about 30 s without an order.
+    pub(super) async fn next(&self) -> Result<(Order, Option<Secret<String>>), LinkError> {
         let mut client = MachineLinkClient::new(self.channel.clone());
         let request = NextRequest { uuid: self.uuid.clone() };
-        Ok(within(ORDER_PATIENCE, "Next", client.next(request)).await?.order())
+        let answer = within(ORDER_PATIENCE, "Next", client.next(request)).await?;
+        let unique_token = Some(answer.node_unique_token.clone()).filter(|token| !token.is_empty());
+        Ok((answer.order(), unique_token.map(Secret::new)))
     }
 }
 

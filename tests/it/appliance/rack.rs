@@ -102,10 +102,23 @@ impl Rack {
 
     /// Where the data partition begins.
     pub fn data(&self) -> u64 {
-        let output = Command::new("sgdisk").arg("-i").arg("8").arg(self.disk()).output().unwrap();
+        self.partition(8)
+    }
+
+    /// Where a partition begins.
+    pub fn partition(&self, number: u32) -> u64 {
+        let output = Command::new("sgdisk").arg("-i").arg(number.to_string()).arg(self.disk()).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("First sector: ")).expect("partition 8");
+        let line = text.lines().find_map(|line| line.strip_prefix("First sector: ")).expect("a partition");
         line.split(' ').next().unwrap().parse::<u64>().unwrap() * 512
+    }
+
+    pub fn write(&self, at: u64, octets: &[u8]) {
+        File::options().write(true).open(self.disk()).unwrap().write_all_at(octets, at).unwrap();
+    }
+
+    pub fn read(&self, at: u64, octets: &mut [u8]) {
+        File::open(self.disk()).unwrap().read_exact_at(octets, at).unwrap();
     }
 
     pub fn overwrite(&self, at: u64, octets: u64, with: u8) {
@@ -195,6 +208,16 @@ impl Machine {
 
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.serial).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until it says `text`.
+    pub fn says(&mut self, text: &str) {
+        while !self.log().contains(text) {
+            let ended = self.qemu.try_wait().unwrap();
+            let late = Uptime::now().since(self.began) >= LIMIT;
+            assert!(!late && ended.is_none(), "it does not say {text:?} ({ended:?}):\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     pub fn expect_log(&self, text: &str) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pilotlight::lab::omni::controller::links;
+use pilotlight::lab::omni::controller::{join_token_usages, links, node_unique_tokens};
 use pilotlight::lab::omni::lifecycle::Allocation;
 use pilotlight::lab::omni::script::{Plan, Step, Variant};
 use pilotlight::lab::omni::token;
@@ -15,7 +15,9 @@ use pilotlight::proto::siderolink::ProvisionRequest;
 use pilotlight::proto::siderolink::provision_service_client::ProvisionServiceClient;
 use pilotlight::proto::specs::infra_machine_config_spec::AcceptanceStatus;
 use pilotlight::proto::specs::infra_machine_status_spec::MachinePowerState as Observed;
-use pilotlight::proto::specs::{InfraMachineSpec, InfraMachineStatusSpec, ProviderJoinConfigSpec};
+use pilotlight::proto::specs::{
+    InfraMachineSpec, InfraMachineStatusSpec, JoinTokenUsageSpec, NodeUniqueTokenSpec, ProviderJoinConfigSpec,
+};
 use pilotlight::resource::Kind;
 use tokio::sync::watch;
 use tonic::Code;
@@ -60,10 +62,50 @@ async fn a_machine_joins_with_its_providers_token_alone() {
     omni.rotate_join_token().unwrap();
     assert_eq!(link.provision(with(good)).await.unwrap_err().code(), Code::PermissionDenied);
     let other = token::for_provider(&join_secret(&client).await, ID);
-    link.provision(with(other)).await.unwrap();
+    link.provision(with(other.clone())).await.unwrap();
+    let usage: JoinTokenUsageSpec = omni.state().get(&join_token_usages(), UUID).unwrap().decode().unwrap();
+    assert_eq!(usage.token_id, other);
     let report = ReportRequest { uuid: "4c4c4544-0000-4810-8031-b4c04f333132".into(), event: Report::Agent.into() };
     let status = MachineLinkClient::new(client.channel.clone()).report(report).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
+    omni.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_machine_whose_join_token_was_revoked_joins_by_its_unique_token_alone() {
+    let (omni, client) = omni().await;
+    client.register().await;
+    let old = token::for_provider(&join_secret(&client).await, ID);
+    let mut link = ProvisionServiceClient::new(client.channel.clone());
+    let with = |uuid: &str, unique_token: Option<&str>| ProvisionRequest {
+        node_uuid: uuid.to_owned(),
+        join_token: Some(old.clone()),
+        node_unique_token: unique_token.map(str::to_owned),
+        ..Default::default()
+    };
+    let unique = r#"{"Fingerprint":"a","Token":"b"}"#;
+    link.provision(with(UUID, Some(unique))).await.unwrap();
+    let stored: NodeUniqueTokenSpec = omni.state().get(&node_unique_tokens(), UUID).unwrap().decode().unwrap();
+    assert_eq!(stored.token, unique);
+
+    omni.rotate_join_token().unwrap();
+    link.provision(with(UUID, Some(unique))).await.unwrap();
+    let another_uuid = "4c4c4544-0000-4810-8031-b4c04f333132";
+    for (why, request) in [
+        ("no unique token", with(UUID, None)),
+        ("another unique token", with(UUID, Some(r#"{"Fingerprint":"a","Token":"c"}"#))),
+        ("the unique token of another machine", with(another_uuid, Some(unique))),
+    ] {
+        let said = of(link.provision(request).await.unwrap_err());
+        assert_eq!(said, (Code::PermissionDenied, "unauthorized".into()), "{why}");
+    }
+    for kind in [join_token_usages(), node_unique_tokens()] {
+        assert_eq!(client.get(&kind, UUID).await.unwrap_err().code(), Code::PermissionDenied);
+        Client::connect(&omni, omni.admin()).await.get(&kind, UUID).await.unwrap();
+    }
+    omni.people().remove(UUID).unwrap();
+    assert!(omni.state().get(&join_token_usages(), UUID).is_err());
+    assert!(omni.state().get(&node_unique_tokens(), UUID).is_err());
     omni.shutdown().await;
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 use pgp::composed::ArmorOptions;
 use pilotlight::lab::omni::account::ServiceAccount;
 use pilotlight::lab::omni::accounts::{identities, public_keys};
+use pilotlight::lab::omni::dynamic::machine_classes;
+use pilotlight::lab::omni::people::Impossible;
 use pilotlight::lab::omni::role::Role;
 use pilotlight::lab::omni::{Generation, Omni, Options};
 use pilotlight::proto::cosi;
@@ -13,9 +15,9 @@ use pilotlight::proto::management::{CreateServiceAccountRequest, MachinePowerOff
 use pilotlight::proto::meta::ResourceDefinitionSpec;
 use pilotlight::proto::specs::{
     ConfigPatchSpec, ConnectionParamsSpec, InfraMachineBmcConfigSpec, InfraProviderSpec, InfraProviderStatusSpec,
-    infra_machine_bmc_config_spec,
+    MachineClassSpec, MachineRequestSpec, infra_machine_bmc_config_spec, machine_class_spec,
 };
-use pilotlight::resource::Kind;
+use pilotlight::resource::{Kind, LABEL_INFRA_PROVIDER_ID};
 use tonic::Code;
 
 use super::client::*;
@@ -214,6 +216,47 @@ async fn an_old_omni_has_parameters_and_neither_join_configs_nor_teardown() {
     let denied = link.provision(with(token::for_provider(&params.join_token, ID))).await.unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied, "it knows no token of a provider's own");
     link.provision(with(token::v1(&params.join_token, extra))).await.unwrap();
+    omni.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_machine_class_becomes_requests_and_a_static_provider_makes_no_machines() {
+    let (omni, provider) = omni().await;
+    let operator = person(&omni, Role::Operator).await;
+    let class = |id: &str, provider_id: &str| {
+        let provision = machine_class_spec::Provision {
+            provider_id: provider_id.into(),
+            kernel_args: vec!["quiet".into()],
+            provider_data: "cores: 4".into(),
+            ..Default::default()
+        };
+        fresh(&machine_classes(), id, &MachineClassSpec { auto_provision: Some(provision), ..Default::default() })
+    };
+    provider.register().await;
+    let (code, text) = of(operator.create(class("metal", ID), "").await.unwrap_err());
+    assert!(code == Code::InvalidArgument && text.contains("static infra provider"), "{text}");
+    let stored = operator.create(class("large", "virtual"), "").await.unwrap();
+    let mut changed = stored.clone();
+    changed.spec = class("large", ID).spec;
+    assert_eq!(operator.update(changed, "", None).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(provider.get(&machine_classes(), "large").await.unwrap_err().code(), Code::PermissionDenied);
+
+    let people = omni.people();
+    assert_eq!(people.provision("web", "none", 2, "1.11.0"), Err(Impossible::NoClass("none".into())));
+    people.provision("web", "large", 2, "1.11.0").unwrap();
+    let requests = Kind::omni("MachineRequests");
+    let mut bells = omni.state().bells([requests.clone()]);
+    let made = tokio::time::timeout(Duration::from_secs(10), async {
+        while omni.state().list(&requests).len() < 2 {
+            bells.rung().await;
+        }
+    });
+    made.await.expect("Omni asks for both");
+    for request in omni.state().list(&requests) {
+        assert_eq!(request.labels[LABEL_INFRA_PROVIDER_ID], "virtual");
+        let spec: MachineRequestSpec = request.decode().unwrap();
+        assert_eq!((spec.provider_data.as_str(), spec.kernel_args.len()), ("cores: 4", 1));
+    }
     omni.shutdown().await;
 }
 
