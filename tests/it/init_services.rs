@@ -34,7 +34,7 @@ const LIFE: Duration = Duration::from_secs(40);
 const SOON: Duration = Duration::from_secs(15);
 
 /// What is killed in the second life, and from which step of any machine on.
-const KILLS: [(Step, &str); 8] = [
+const KILLS: [(Step, &str); 9] = [
     (Step::Joining, "net"),
     (Step::Joining, "console"),
     // The rack was just switched on, and its firmware asks.
