@@ -49,6 +49,7 @@ pub(super) fn well() -> View {
             watchdog: Some(60),
             faults: Vec::new(),
             services: vec![service("net"), service("web")],
+            ..Status::default()
         }),
         network: Some(NetworkStatus {
             hostname: "pilotlight-000001".into(),
