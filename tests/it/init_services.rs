@@ -34,13 +34,14 @@ const LIFE: Duration = Duration::from_secs(40);
 const SOON: Duration = Duration::from_secs(15);
 
 /// What is killed in the second life, and from which step of any machine on.
-const KILLS: [(Step, &str); 9] = [
+const KILLS: [(Step, &str); 10] = [
     (Step::Joining, "net"),
     (Step::Joining, "console"),
     // The rack was just switched on, and its firmware asks.
     (Step::Joining, "dhcp"),
     (Step::Joining, "tftp"),
     (Step::Preparing, "store"),
+    (Step::Preparing, "settings"),
     (Step::Installing, "images"),
     (Step::PoweringOff, "web"),
     (Step::PoweringOff, "update"),
