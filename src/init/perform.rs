@@ -65,6 +65,7 @@ impl Init {
                 }
             }
             Action::ListenToServices => {
+                // Its directory is there only now.
                 self.listen();
                 let (notify, failed) = notify::Notify::open(SERVICES);
                 for (service, error) in failed {

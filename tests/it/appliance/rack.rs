@@ -212,10 +212,17 @@ impl Machine {
 
     /// Waits until it says `text`.
     pub fn says(&mut self, text: &str) {
-        while !self.log().contains(text) {
+        let serial = self.serial.clone();
+        let log = || String::from_utf8_lossy(&fs::read(&serial).unwrap_or_default()).into_owned();
+        self.reaches(text, || log().contains(text));
+    }
+
+    /// Waits until `condition` holds.
+    pub fn reaches(&mut self, what: &str, condition: impl Fn() -> bool) {
+        while !condition() {
             let ended = self.qemu.try_wait().unwrap();
             let late = Uptime::now().since(self.began) >= LIMIT;
-            assert!(!late && ended.is_none(), "it does not say {text:?} ({ended:?}):\n{}", self.log());
+            assert!(!late && ended.is_none(), "it does not come to {what:?} ({ended:?}):\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
