@@ -65,6 +65,19 @@ pub(super) async fn tell(watched: Vec<Watched>, status: String, mut reaches: Rea
     say("STOPPING=1");
 }
 
+/// Says why this process ends, for who asks the supervisor how it is.
+pub(super) fn last_words(error: &anyhow::Error) {
+    let Some(path) = config::variable("NOTIFY_SOCKET").map(PathBuf::from) else { return };
+    let line: String = format!("{error:#}").chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect();
+    let told = UnixDatagram::unbound().and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        socket.send_to(format!("STATUS={line}").as_bytes(), path)
+    });
+    if let Err(error) = told {
+        tracing::debug!(%error, "the supervisor can't be told");
+    }
+}
+
 /// The first loop that does not turn any more.
 fn hanging(watched: &[Watched], now: Uptime) -> Option<&'static str> {
     watched.iter().find(|(_, pulse)| pulse.silence(now) > SILENCE).map(|(name, _)| *name)

@@ -26,7 +26,7 @@ use crate::omni::provider::{Registration, register, run_heartbeat};
 use crate::omni::watch::{Backoff, Watch};
 use crate::omni::{self, Client, Mirror};
 use crate::resource::LABEL_INFRA_PROVIDER_ID;
-use crate::status::Snapshot;
+use crate::status::{Service, Snapshot};
 use crate::store::Store;
 use crate::store::seal::SealingKey;
 use crate::telemetry::Counters;
@@ -51,11 +51,13 @@ pub(super) struct Parts {
     pub files: Arc<BootFiles>,
     pub rack: Rack,
     pub counters: Counters,
+    /// What else must serve for machines to boot, where each service is a process of its own.
+    pub services: watch::Receiver<Vec<Service>>,
 }
 
 /// Starts it; returns the snapshots that the status page shows.
 pub(super) async fn start(parts: Parts, running: &mut Running) -> anyhow::Result<watch::Receiver<Arc<Snapshot>>> {
-    let Parts { config, client, advertise, images_at, store, images, cache, files, rack, counters } = parts;
+    let Parts { config, client, advertise, images_at, store, images, cache, files, rack, counters, services } = parts;
     let cancel = running.cancel.clone();
     let key_dir = config.state_dir.join("provider");
     std::fs::create_dir_all(&key_dir).with_context(|| format!("{} can't be made", key_dir.display()))?;
@@ -158,7 +160,7 @@ pub(super) async fn start(parts: Parts, running: &mut Running) -> anyhow::Result
     };
     let (token, watched) = (cancel.clone(), snapshots.clone());
     running.spawn("health", async move {
-        health::keep(health, watched, images_failing, health::PACE, token).await;
+        health::keep(health, watched, services, images_failing, health::PACE, token).await;
         Ok(())
     });
     let token = cancel.clone();

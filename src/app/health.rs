@@ -9,19 +9,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::images::{AssetPath, Images, SchematicId, Unavailable};
 use crate::machine::PowerState;
-use crate::status::Snapshot;
+use crate::status::{Service, Snapshot};
 
 /// The text changes no more often than this: it is for people, and each change is a write in Omni.
 pub(super) const PACE: Duration = Duration::from_secs(5);
 /// The longest cause that is quoted.
 const MAX_CAUSE: usize = 300;
 
-/// The troubles in `snapshot`, and `images`, what keeps boot images from us.
+/// The troubles in `snapshot`, of the other `services`, and `images`, what keeps boot images from us.
 ///
 /// A single BMC that does not answer is its machine's trouble; half of them are the box's.
-pub(super) fn text(snapshot: &Snapshot, images: &str) -> String {
+pub(super) fn text(snapshot: &Snapshot, services: &[Service], images: &str) -> String {
     let mut troubles = Vec::new();
-    for service in snapshot.services.iter().filter(|service| !service.up) {
+    for service in services.iter().filter(|service| !service.up) {
         troubles.push(format!("{} does not serve: {}", service.name, cut(&service.detail)));
     }
     let managed = snapshot.machines.iter().filter(|machine| !machine.bmc.is_empty());
@@ -47,12 +47,13 @@ fn cut(text: &str) -> String {
 pub(super) async fn keep(
     health: watch::Sender<String>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    mut services: watch::Receiver<Vec<Service>>,
     mut images: watch::Receiver<String>,
     pace: Duration,
     cancel: CancellationToken,
 ) {
     loop {
-        let next = text(&snapshots.borrow_and_update(), &images.borrow_and_update());
+        let next = text(&snapshots.borrow_and_update(), &services.borrow_and_update(), &images.borrow_and_update());
         let changed = health.send_if_modified(|text| {
             let changed = *text != next;
             text.clone_from(&next);
@@ -67,6 +68,7 @@ pub(super) async fn keep(
         tokio::select! {
             () = cancel.cancelled() => return,
             Ok(()) = snapshots.changed() => {}
+            Ok(()) = services.changed() => {}
             Ok(()) = images.changed() => {}
             else => return cancel.cancelled().await,
         }
@@ -108,7 +110,7 @@ impl Images for Observed {
 mod tests {
     use super::*;
     use crate::machine::MachineId;
-    use crate::status::{Machine, Service, Stage};
+    use crate::status::{Machine, Stage};
 
     fn machine(number: u8, power: PowerState, trouble: &str) -> Machine {
         let id: MachineId = format!("4c4c4544-0000-4000-8000-{number:012}").parse().unwrap();
@@ -134,7 +136,7 @@ mod tests {
     fn half_of_the_bmcs_are_a_trouble_of_the_box_and_one_of_many_is_not() {
         let silent = |number| machine(number, PowerState::Unknown, "no answer");
         let fine = |number| machine(number, PowerState::On, "");
-        let of = |machines| text(&Snapshot { machines, ..Snapshot::default() }, "");
+        let of = |machines| text(&Snapshot { machines, ..Snapshot::default() }, &[], "");
         assert_eq!(of(vec![]), "");
         assert_eq!(of(vec![silent(1), fine(2), fine(3)]), "");
         assert_eq!(of(vec![silent(1), fine(2)]), "1 of 2 BMCs do not answer, 10.0.0.1:623 for one: no answer");
@@ -150,7 +152,7 @@ mod tests {
             Service { name: "dhcp".into(), up: false, detail: "port 67 is taken".into() },
             Service { name: "tftp".into(), up: true, detail: "port 69".into() },
         ];
-        let text = text(&Snapshot { services, ..Snapshot::default() }, &"x".repeat(10_000));
+        let text = text(&Snapshot::default(), &services, &"x".repeat(10_000));
         assert!(text.starts_with("dhcp does not serve: port 67 is taken; boot images are not at hand: xxx"), "{text}");
         assert!(text.len() < 1_000);
     }
@@ -179,7 +181,14 @@ mod tests {
         let (health, mut heard) = watch::channel(String::new());
         let (_snapshots, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let cancel = CancellationToken::new();
-        let task = tokio::spawn(keep(health, snapshots, images, Duration::from_millis(1), cancel.clone()));
+        let task = tokio::spawn(keep(
+            health,
+            snapshots,
+            watch::channel(Vec::new()).1,
+            images,
+            Duration::from_millis(1),
+            cancel.clone(),
+        ));
         assert!(observed.schematic("x").await.is_err());
         heard.changed().await.unwrap();
         assert_eq!(*heard.borrow_and_update(), "boot images are not at hand: the factory is gone");

@@ -143,6 +143,7 @@ pub async fn provider(config: Config) -> anyhow::Result<()> {
         files,
         rack,
         counters,
+        services: watch::channel(Vec::new()).1,
     };
     let snapshots = core::start(parts, &mut running).await?;
     if let Some(address) = config.web {
@@ -159,6 +160,14 @@ pub async fn provider(config: Config) -> anyhow::Result<()> {
 ///
 /// What kept it from starting.
 pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
+    let ended = run_service(name, config).await;
+    if let Err(error) = &ended {
+        alive::last_words(error);
+    }
+    ended
+}
+
+async fn run_service(name: ServiceName, config: Config) -> anyhow::Result<()> {
     let cancel = ended_by_signal()?;
     let counters = Counters::new();
     let mut running = Running::new(cancel.clone());
@@ -190,6 +199,8 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let advertise = advertise(&config)?;
             let images_at = Advertise { port: images_port(&config), ..advertise.clone() };
             let files = load_files(&config, &advertise).await;
+            let (sender, services) = watch::channel(Vec::new());
+            running.spawn("services", peers::follow_services(sender, cancel.clone()));
             let parts = core::Parts {
                 config: config.clone(),
                 client: open_omni(&config)?,
@@ -201,6 +212,7 @@ pub async fn service(name: ServiceName, config: Config) -> anyhow::Result<()> {
                 files,
                 rack: Rack::default(),
                 counters,
+                services,
             };
             let snapshots = core::start(parts, &mut running).await?;
             running.reaching(snapshots.clone(), |snapshot| snapshot.omni.connected);

@@ -10,6 +10,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::health;
 use crate::images::{AssetPath, Cache, Images, Index, IndexError, SchematicId, Unavailable};
 use crate::ipc;
 use crate::status::{Link, Service, Snapshot};
@@ -22,6 +23,8 @@ const IMAGES_TIMEOUT: Duration = Duration::from_secs(60);
 const IMAGES_ATTEMPTS: u32 = 3;
 /// How often the web service asks for the provider's state.
 const STATUS_PACE: Duration = Duration::from_millis(500);
+/// Without these no machine boots.
+const FOR_BOOTS: [&str; 4] = ["store", "images", "dhcp", "tftp"];
 /// After this the page says that the provider is gone.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -134,6 +137,34 @@ pub(super) async fn follow_status(
         tokio::select! {
             () = cancel.cancelled() => {}
             () = tokio::time::sleep(STATUS_PACE) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Follows what machines need to boot beside this process. What has had no chance yet is not down.
+pub(super) async fn follow_services(
+    sender: watch::Sender<Vec<Service>>,
+    cancel: CancellationToken,
+) -> anyhow::Result<()> {
+    while !cancel.is_cancelled() {
+        if let Ok(Reply::Status(status)) = ipc::init::ask(Request::Status).await {
+            let needed = |of: &&ServiceStatus| FOR_BOOTS.contains(&of.name.as_str());
+            let tried = |of: &ServiceStatus| match of.restarts {
+                0 => Service { up: true, ..service(of) },
+                _ => service(of),
+            };
+            let services: Vec<_> = status.services.iter().filter(needed).map(tried).collect();
+            sender.send_if_modified(|last| {
+                let changed = *last != services;
+                *last = services;
+                changed
+            });
+        }
+        // Cancel-safe: both only wait.
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = tokio::time::sleep(health::PACE) => {}
         }
     }
     Ok(())

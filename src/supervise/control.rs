@@ -145,7 +145,7 @@ pub struct ServiceStatus {
     pub restarts: u32,
     /// How its last process ended, in words; empty when none has.
     pub last_exit: String,
-    /// Its own words on how it is.
+    /// What it said last of how it is, perhaps before it ended.
     pub says: String,
     /// Octets of memory that its control group holds; `None` where there is no such group.
     pub memory: Option<u64>,

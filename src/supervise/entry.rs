@@ -104,7 +104,6 @@ impl Entry {
 
     pub(super) fn started(&mut self, now: Uptime, pid: i32) -> Action {
         self.state = State::Running { pid, since: now, ready: Ready::Awaited(now + READY_LIMIT), heard: now };
-        self.says.clear();
         self.reaches = None;
         Action::Report(Report::Running { service: self.service.name, pid })
     }

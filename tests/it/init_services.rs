@@ -22,6 +22,8 @@ use pilotlight::lab::omni::script::{Plan, Step};
 use pilotlight::lab::omni::{Omni, Options};
 use pilotlight::lab::provider::write_ipxe;
 use pilotlight::lab::rack::Rack;
+use pilotlight::omni::provider::health_status_kind;
+use pilotlight::proto::specs::InfraProviderHealthStatusSpec;
 use pilotlight::status::Snapshot;
 use pilotlight::supervise::services::{SERVICES, SOCKETS_GID};
 use pilotlight::time::Uptime;
@@ -83,12 +85,11 @@ struct TheBox {
 
 impl TheBox {
     /// `None` where namespaces can't be had.
-    async fn start() -> Option<Self> {
+    async fn start(ports: Ports) -> Option<Self> {
         let started = Uptime::now();
         // A key that is about to expire would be complained about.
         let key_lifetime = Duration::from_secs(90 * 86_400);
         let omni = Omni::start(Options { key_lifetime, ..Options::loopback("lab") }).await.unwrap();
-        let ports = Ports::free();
         let flags = format!(
             "--id=lab\n--omni-api-endpoint={}\n--image-factory-base-url={}\n\
              --api-listen-address=127.0.0.1\n--api-advertise-address=127.0.0.1\n--api-port={}\n\
@@ -133,6 +134,21 @@ impl TheBox {
         let url = format!("http://127.0.0.1:{}/api/status", self.ports.web);
         let answer = tokio::time::timeout(SOON, client.get(url.parse().unwrap())).await.ok()?.ok()?;
         serde_json::from_slice(&answer.into_body().collect().await.ok()?.to_bytes()).ok()
+    }
+
+    /// Waits until Omni is told a text of the box's troubles for which `condition` holds.
+    fn until_told(&self, what: &str, condition: impl Fn(&str) -> bool) {
+        let told = || {
+            let stored = self.omni.state().get(&health_status_kind(), "lab").ok()?;
+            Some(stored.decode::<InfraProviderHealthStatusSpec>().unwrap().error)
+        };
+        let end = Uptime::now() + LIFE;
+        while !told().is_some_and(|text| condition(&text)) {
+            if Uptime::now() >= end {
+                self.fail(&format!("Omni is told {what}: {:?}", told()), None);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn say(&self, what: &str) {
@@ -184,7 +200,7 @@ impl TheBox {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_service_is_a_process_of_its_own_and_machines_live_through_the_death_of_each() {
     let before = host_mounts();
-    let Some(mut the_box) = TheBox::start().await else { return };
+    let Some(mut the_box) = TheBox::start(Ports::free()).await else { return };
     let connected = |status: &Snapshot| status.omni.connected && status.omni.trouble.is_empty();
     let first = the_box.until_status("the provider is connected", connected).await;
     let ready =
@@ -249,6 +265,21 @@ async fn every_service_is_a_process_of_its_own_and_machines_live_through_the_dea
         log.iter().filter(|line| line.contains("pilotlight-init: cannot") || line.contains("panicked")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
     assert_eq!(host_mounts(), before, "the host's mounts are as they were");
+    the_box.omni.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn omni_hears_of_a_service_that_can_not_serve_until_it_does() {
+    let ports = Ports::free();
+    let address = ports.network().tftp;
+    let taken = UdpSocket::bind(address).unwrap();
+    let Some(mut the_box) = TheBox::start(ports).await else { return };
+    the_box.until_told("the port", |told| {
+        told.starts_with("tftp does not serve: ") && told.contains(&address.to_string()) && told.contains("in use")
+    });
+    drop(taken);
+    the_box.until_told("that all is well", str::is_empty);
+    the_box.running.end(Signal::SIGTERM);
     the_box.omni.shutdown().await;
 }
 
