@@ -43,6 +43,8 @@ pub(super) fn start(path: PathBuf) -> io::Result<(SyncSender<Job>, Box<dyn Sourc
     let device = path.clone();
     thread::Builder::new().name("slots".to_owned()).spawn(move || {
         let mut ring = ring;
+        // Gone before the bell is: whoever heard its end finds that nobody takes a job.
+        let orders = orders;
         let mut say = |event| tell.send(event).is_ok() && ring.write_all(&[0]).is_ok();
         let mut device = match Device::open(&device) {
             Ok(device) => device,
