@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
@@ -24,6 +25,9 @@ use crate::resource::{Kind, Phase, Resource};
 const MAX_CONFLICTS: usize = 8;
 /// A list that is longer is no list of ours; 10,000 machines have 10,000 resources of a kind.
 pub(crate) const MAX_RESOURCES: usize = 250_000;
+/// Calls at one time. Thousands of machines have something to say at once when Omni comes back: a call in flight costs both
+/// ends tens of kilobytes, one that waits its own few.
+const CALLS: usize = 64;
 
 /// The State service of one Omni. Clones share the connection.
 #[derive(Clone, Debug)]
@@ -33,6 +37,8 @@ pub struct State {
     /// Set once Omni has answered Teardown with Unimplemented.
     pub(super) no_teardown: Arc<AtomicBool>,
     deadline: Duration,
+    /// Who may call now; shared by all clones.
+    turns: Arc<Semaphore>,
 }
 
 impl State {
@@ -43,7 +49,8 @@ impl State {
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        Self { rpc, signer, no_teardown: Arc::default(), deadline: CALL_DEADLINE }
+        let turns = Arc::new(Semaphore::new(CALLS));
+        Self { rpc, signer, no_teardown: Arc::default(), deadline: CALL_DEADLINE, turns }
     }
 
     /// A handle to the same Omni whose calls must be answered within `deadline` instead of 30 s: for who cannot wait.
@@ -359,7 +366,11 @@ impl State {
         call: &Call,
         rpc: impl Future<Output = Result<Response<M>, Status>>,
     ) -> Result<M, Error> {
-        unary(&self.signer, self.deadline, call, rpc).await
+        let in_turn = async {
+            let _turn = self.turns.acquire().await;
+            rpc.await
+        };
+        unary(&self.signer, self.deadline, call, in_turn).await
     }
 }
 
@@ -394,7 +405,6 @@ fn conflict_pause(attempt: usize, random: u32) -> Duration {
     longest.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// The resource that an answer must hold.
 /// Whether Omni takes a message of this length. tonic would break the stream instead, which looks like an Omni that is away.
 fn fits(call: &Call, message: &impl prost::Message) -> Result<(), Error> {
     let octets = message.encoded_len();
@@ -404,6 +414,7 @@ fn fits(call: &Call, message: &impl prost::Message) -> Result<(), Error> {
     Ok(())
 }
 
+/// The resource that an answer must hold.
 fn resource(call: Box<Call>, answer: Option<cosi::Resource>) -> Result<Resource, Error> {
     let Some(wire) = answer else {
         return Err(Error::Misbehaved { call, what: "holds no resource" });
