@@ -1,4 +1,4 @@
-//! What GRUB boots: `board/grub.cfg` as a function. The two are run over one table and must agree (`tests/it/slots.rs`).
+//! What GRUB boots: `board/grub.cfg` as a function. The two are run over one table and must agree (`tests/it/slots_grub.rs`).
 
 use super::record::{Copy, Records, Try};
 use super::{Slot, Target, Why};

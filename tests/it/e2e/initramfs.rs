@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
+use crate::peers;
+
 /// What the guest needs of the kernel: its disk, its network, its BMC.
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "virtio_blk", "ipmi_si", "ipmi_devintf"];
 
@@ -39,6 +41,17 @@ pub fn kernel() -> Option<PathBuf> {
     kernels.retain(|path| version(path).is_some_and(|version| Path::new("/lib/modules").join(version).is_dir()));
     kernels.sort();
     kernels.pop()
+}
+
+/// Whether there is one. Without it the test says so and passes, unless peers are required.
+pub fn require_kernel() -> bool {
+    let required = std::env::var_os("PILOTLIGHT_REQUIRE_PEERS").is_some_and(|value| value == "1");
+    let found = kernel().is_some();
+    assert!(found || !required, "a kernel in /boot is required (apt-get install linux-image-amd64)");
+    if !found {
+        peers::say("skipped: there is no kernel in /boot (apt-get install linux-image-amd64)");
+    }
+    found
 }
 
 pub fn version(kernel: &Path) -> Option<&str> {
