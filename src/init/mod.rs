@@ -26,6 +26,7 @@ mod terminals;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +40,7 @@ use nix::sys::signal::Signal as Number;
 use crate::supervise::budget::MOST_IN_A_ROW;
 use crate::supervise::cmdline::Parameters;
 use crate::supervise::control::{Reply, Request, Status};
+use crate::supervise::memory::Memory;
 use crate::supervise::services::SERVICES;
 use crate::supervise::slots::Wish;
 use crate::supervise::{Ending, Event, Exit, Place, Supervisor, Why};
@@ -298,8 +300,11 @@ impl Init {
         let now = Uptime::now();
         let mut services = self.supervisor.status(now);
         for service in &mut services {
-            service.memory = Group::of(&service.name).memory();
+            let group = Group::of(&service.name);
+            (service.memory, service.anonymous) = (group.memory(), group.anonymous());
         }
+        // Neither these files nor those of the groups wait for what a service holds, as its `smaps` would.
+        let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| Memory::parse(&text));
         Status {
             uptime: now.as_duration().as_secs(),
             slot: self.parameters.slot.clone(),
@@ -310,6 +315,7 @@ impl Init {
             services,
             recovery: self.supervisor.is_recovery(),
             records: self.supervisor.slot_records(),
+            memory,
         }
     }
 

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::cmdline::Slot;
+use super::memory::Memory;
 use super::services;
 use crate::slots;
 
@@ -109,6 +110,8 @@ pub struct Status {
     pub recovery: bool,
     /// What the slot records say; `None` where there are none, or nobody has read them yet.
     pub records: Option<SlotRecords>,
+    /// The machine's memory; `None` where the kernel does not say.
+    pub memory: Option<Memory>,
 }
 
 /// What the slot records say.
@@ -147,8 +150,10 @@ pub struct ServiceStatus {
     pub last_exit: String,
     /// What it said last of how it is, perhaps before it ended.
     pub says: String,
-    /// Octets of memory that its control group holds; `None` where there is no such group.
+    /// Octets of memory that its control group holds, page cache included; `None` where there is no such group.
     pub memory: Option<u64>,
+    /// As many of them as its processes have made of their own.
+    pub anonymous: Option<u64>,
 }
 
 /// Octets that are no request or answer of this version.
