@@ -11,6 +11,7 @@ pub mod net;
 mod peers;
 mod settings;
 mod status;
+mod unset;
 mod view;
 
 use std::future::Future;
@@ -194,6 +195,12 @@ async fn run_service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             sled.close().await.context("the store did not close")?;
             return ended;
         }
+        ServiceName::Provider if config.omni.endpoint.is_empty() => {
+            say(&config);
+            unset::provider(&config, &mut running)?;
+        }
+        // Who answers a machine's broadcast leads it here, where nothing would boot it.
+        ServiceName::Dhcp if config.omni.endpoint.is_empty() => running.up("dhcp", unset::WORDS.to_owned()),
         ServiceName::Provider => {
             say(&config);
             let advertise = advertise(&config)?;
