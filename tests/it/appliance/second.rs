@@ -68,7 +68,11 @@ fn life(
     firmware: MachineFirmware,
 ) -> anyhow::Result<()> {
     let assets = site.directory.join("assets");
-    initramfs::build(&assets)?;
+    // The machine boots from it much later.
+    let building = std::thread::spawn({
+        let assets = assets.clone();
+        move || initramfs::build(&assets)
+    });
     site.start_dnsmasq(false)?;
     site.add_tap(TAP)?;
     let omni = OmniThread::start(&site.rack(), &assets)?;
@@ -89,6 +93,7 @@ fn life(
     stage.until("Omni has the provider's word that it is there", |stage| connected(stage.site, &address))?;
     stage.until("every service of the box serves", |stage| serve(stage.site, &address))?;
 
+    building.join().map_err(|_| anyhow::anyhow!("the boot assets are not made"))??;
     machine.press_power(stage.site)?;
     let first = machine.pid().context("QEMU has ended by itself")?;
     timeline.say("power button of the machine");

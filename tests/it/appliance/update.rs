@@ -97,7 +97,7 @@ fn an_update_on_the_page_is_tried_and_kept_and_one_that_does_not_boot_gives_way(
     for attempt in 1..=3 {
         machine.says(&format!("pilotlight: slot a, pending, try {attempt}"));
     }
-    machine.says("pilotlight: slot b, committed");
+    machine.says("pilotlight: slot b, fallback");
     commits(&rack, &mut machine, "the update given up", |commit| !commit.pending);
     machine.says("failed here: 9.9.9");
     let commit = standing(&rack);
