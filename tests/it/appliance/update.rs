@@ -99,7 +99,7 @@ fn an_update_on_the_page_is_tried_and_kept_and_one_that_does_not_boot_gives_way(
     }
     machine.says("pilotlight: slot b, fallback");
     commits(&rack, &mut machine, "the update given up", |commit| !commit.pending);
-    machine.says("failed here: 9.9.9");
+    machine.says("the update in slot a failed and is given up");
     let commit = standing(&rack);
     assert_eq!((commit.slot, commit.peer_good), (Slot::B, false));
     assert!(commit.failed.contains(&version("9.9.9")), "{commit:?}");
