@@ -18,6 +18,8 @@ use tonic::transport::Channel;
 
 use crate::{go, peers};
 
+/// What a machine shows of its tunnel's key.
+const WIREGUARD_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const ID: &str = "metal-1";
 const UUID: &str = "4c4c4544-0044-4810-8031-b4c04f333132";
 
@@ -95,7 +97,12 @@ async fn machine(omni: &Omni) {
     let config = omni.state().get(&Kind::omni("ProviderJoinConfigs"), ID).unwrap();
     let secret = config.decode::<ProviderJoinConfigSpec>().unwrap().join_token;
     let join_token = Some(token::for_provider(&secret, ID));
-    let join = ProvisionRequest { node_uuid: UUID.into(), join_token, ..Default::default() };
+    let join = ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
+        node_uuid: UUID.into(),
+        join_token,
+        ..Default::default()
+    };
     let channel = Channel::from_shared(omni.endpoint()).unwrap().connect().await.unwrap();
     ProvisionServiceClient::new(channel).provision(join).await.unwrap();
 }

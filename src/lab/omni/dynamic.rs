@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use tokio::task::JoinSet;
 
-use super::controller::{join_token_usages, links, machine_of, machines, registration};
+use super::controller::{join_token_usages, links, machine_of, machines, node_unique_tokens, registration};
 use super::state::State;
 use super::token::MACHINE_REQUEST;
 use crate::proto::specs::{MachineClassSpec, MachineRequestSetSpec, MachineRequestSpec, MachineRequestStatusSpec};
@@ -157,7 +157,13 @@ impl Dynamic {
         let uuid = status.decode::<MachineRequestStatusSpec>().unwrap_or_default().id;
         let ours = self.state.get(&links(), &uuid);
         if ours.is_ok_and(|link| link.labels.get(MACHINE_REQUEST) == Some(&status.id)) {
-            let own = [machines(), Kind::omni("InfraMachineRegistrations"), links(), join_token_usages()];
+            let own = [
+                machines(),
+                Kind::omni("InfraMachineRegistrations"),
+                links(),
+                join_token_usages(),
+                node_unique_tokens(),
+            ];
             for kind in own {
                 if let Ok(stored) = self.state.get(&kind, &uuid) {
                     let _ = self.state.destroy(&kind, &uuid, &stored.owner);
