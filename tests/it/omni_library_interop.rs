@@ -82,7 +82,7 @@ async fn the_library_makes_every_call() {
         events += seen.split_once(": ").unwrap().1.split(' ').count();
     }
     let checks = go.line().await;
-    assert_eq!(checks, "checks: 29");
+    assert_eq!(checks, "checks: 76");
     peers::say(&format!("{LIBRARY}: {checks}, events: {events}, calls: {}", go.ask("counts").await));
     omni.shutdown().await;
 }

@@ -25,6 +25,12 @@ use crate::resource::{
 /// On the link of a machine that has Talos on its disk: no other unique token takes the place of the one that it has.
 pub const FORCE_UNIQUE_TOKEN: &str = "siderolink.omni.sidero.dev/force-valid-node-unique-token";
 
+/// On a link and a machine that came to be with a unique token.
+pub const CREATED_WITH_UNIQUE_TOKEN: &str = "omni.sidero.dev/created-with-unique-token";
+
+/// On a machine whose provider keeps machines that outlive clusters.
+const LABEL_IS_STATIC: &str = "omni.sidero.dev/is-managed-by-static-infra-provider";
+
 /// The owner of InfraMachines.
 pub const INFRA_MACHINE_OWNER: &str = "InfraMachineController";
 
@@ -211,7 +217,9 @@ impl Controller {
         }
         if machine.acceptance == AcceptanceStatus::Accepted {
             // Omni has a Machine only for what its user accepted.
-            let _ = self.0.state.put(machine_of(&self.0.state, &machine.uuid, &machine.labels()), |_| ());
+            let mut labels = machine.labels();
+            labels.insert(LABEL_IS_STATIC.to_owned(), String::new());
+            let _ = self.0.state.put(machine_of(&self.0.state, &machine.uuid, &labels), |_| ());
         }
     }
 
@@ -319,14 +327,18 @@ pub(super) fn registration(uuid: &str, labels: &BTreeMap<String, String>) -> Res
 
 /// The Machine behind a link, with these labels.
 pub(super) fn machine_of(state: &State, uuid: &str, labels: &BTreeMap<String, String>) -> Resource {
-    let link = state.get(&links(), uuid).ok().and_then(|link| link.decode::<SiderolinkSpec>().ok()).unwrap_or_default();
+    let link = state.get(&links(), uuid).ok();
+    let spec = link.as_ref().and_then(|link| link.decode::<SiderolinkSpec>().ok()).unwrap_or_default();
     let spec = MachineSpec {
-        management_address: link.node_subnet.split('/').next().unwrap_or_default().to_owned(),
-        connected: link.connected,
+        management_address: spec.node_subnet.split('/').next().unwrap_or_default().to_owned(),
+        connected: spec.connected,
         use_grpc_tunnel: false,
     };
     let mut resource = Resource::new(machines(), uuid, &spec);
     resource.labels = labels.clone();
+    if link.is_some_and(|link| link.annotations.contains_key(CREATED_WITH_UNIQUE_TOKEN)) {
+        resource.annotations.insert(CREATED_WITH_UNIQUE_TOKEN.to_owned(), String::new());
+    }
     resource.owner = "MachineController".to_owned();
     resource
 }

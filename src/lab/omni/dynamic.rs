@@ -17,6 +17,8 @@ use crate::resource::{Kind, LABEL_INFRA_PROVIDER_ID, NAMESPACE_DEFAULT, Phase, R
 
 /// Names the set of a request.
 pub const LABEL_REQUEST_SET: &str = "omni.sidero.dev/machine-request-set";
+/// On a machine that was made for a set, and is not there for the taking.
+const NO_MANUAL_ALLOCATION: &str = "omni.sidero.dev/no-manual-allocation";
 /// Omni's hold on a request.
 pub const REQUEST_FINALIZER: &str = "ClusterMachineRequestStatusController";
 /// Omni's hold on a request's status, until the machine is out of its cluster and its link is gone.
@@ -146,8 +148,10 @@ impl Dynamic {
         if labels.get(MACHINE_REQUEST) != Some(&status.id) {
             return;
         }
-        for resource in [registration(&uuid, &labels), machine_of(&self.state, &uuid, &labels)] {
-            let labels = labels.clone();
+        let mut of_a_set = labels.clone();
+        of_a_set.insert(NO_MANUAL_ALLOCATION.to_owned(), String::new());
+        for resource in [registration(&uuid, &labels), machine_of(&self.state, &uuid, &of_a_set)] {
+            let labels = resource.labels.clone();
             let _ = self.state.put(resource, |stored| stored.labels = labels);
         }
     }
@@ -267,6 +271,7 @@ mod tests {
         omni.reconcile();
         let machine = omni.state.get(&machines(), UUID).unwrap();
         assert_eq!(machine.labels.get(MACHINE_REQUEST), Some(&request.id));
+        assert!(machine.labels.contains_key(NO_MANUAL_ALLOCATION));
         let registered = omni.state.get(&Kind::omni("InfraMachineRegistrations"), UUID).unwrap();
         assert_eq!(registered.labels.get(MACHINE_REQUEST), Some(&request.id));
         assert_eq!(omni.state.get(&config_patches(), "a").unwrap().labels["omni.sidero.dev/machine"], UUID);

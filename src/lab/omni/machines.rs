@@ -15,7 +15,8 @@ use tonic::{Request, Response, Status};
 use super::admission::{self, Admitted, JoinMode, KnownOf, NotJoined, Shown, UniqueToken};
 use super::collection::{Refused, Stored};
 use super::controller::{
-    Controller, FORCE_UNIQUE_TOKEN, join_token_usages, links, machine_of, node_unique_tokens, registration,
+    CREATED_WITH_UNIQUE_TOKEN, Controller, FORCE_UNIQUE_TOKEN, join_token_usages, links, machine_of,
+    node_unique_tokens, registration,
 };
 use super::lifecycle::Input;
 use super::state::State;
@@ -46,8 +47,6 @@ const MAX_PENDING: usize = 1024;
 const LABEL_MACHINE_UUID: &str = "omni.sidero.dev/machine-uuid";
 /// On a machine that waits since another one has its UUID.
 const UUID_CONFLICT: &str = "siderolink.omni.sidero.dev/uuid-conflict";
-/// On what came to be with a unique token.
-const WITH_UNIQUE_TOKEN: &str = "omni.sidero.dev/created-with-unique-token";
 /// Changes with every attempt.
 const TIMESTAMP: &str = "timestamp";
 
@@ -155,7 +154,7 @@ impl MachineApi {
         let unique_token = asked.node_unique_token.clone().filter(|token| !token.is_empty());
         let annotate = |resource: &mut Resource| {
             if unique_token.is_some() {
-                resource.annotations.insert(WITH_UNIQUE_TOKEN.to_owned(), String::new());
+                resource.annotations.insert(CREATED_WITH_UNIQUE_TOKEN.to_owned(), String::new());
             }
             match must_show {
                 Some(true) => drop(resource.annotations.insert(FORCE_UNIQUE_TOKEN.to_owned(), String::new())),

@@ -1,13 +1,14 @@
 //! What may stand in a patch of a machine's config: documents of Talos's forms that leave alone what is Omni's to say.
 //!
 //! Pure. Of the oldest document, which has no kind, the first level of keys is checked and those keys that Omni keeps for
-//! itself; Talos's whole schema is not. Source: Talos's reference of its configuration; Omni's of config patches.
+//! itself, wherever it stands; Omni looks for them in the first document alone. Talos's whole schema is not known here, nor
+//! are its kinds. Source: Talos's reference of its configuration; Omni's of config patches.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::document::{self, BadYaml};
 
-/// The first level of the document that has no kind.
+/// The first level of the document that has no kind. The version alone says nothing.
 const FIRST_LEVEL: [&str; 5] = ["version", "debug", "persist", "machine", "cluster"];
 
 /// What Omni says about a machine, and no patch.
@@ -39,9 +40,15 @@ pub enum BadPatch {
     /// A document is no map.
     #[error("a document is not a map")]
     NotAMap,
-    /// A document names a kind without its version, or the other way round.
-    #[error("a document needs both apiVersion and kind, or neither")]
+    /// A document names a kind without its version.
+    #[error("a document of a kind needs an apiVersion")]
     HalfAKind,
+    /// No document says anything.
+    #[error("config not found")]
+    Nothing,
+    /// The document without a kind stands there twice.
+    #[error("duplicate document /v1alpha1/ is not allowed")]
+    Twice,
     /// Nothing is called so.
     #[error("unknown keys found during decoding: {0}")]
     Unknown(String),
@@ -53,23 +60,32 @@ pub enum BadPatch {
     Role,
 }
 
-/// Checks a patch; an empty one changes nothing.
+/// Checks a patch.
 ///
 /// # Errors
 ///
 /// [`BadPatch`], the first that is found.
 pub fn check(patch: &str) -> Result<(), BadPatch> {
-    let documents = document::parse(patch).map_err(BadPatch::Yaml)?;
-    documents.iter().filter(|document| !document.is_null()).try_for_each(check_document)
+    let (mut of_a_kind, mut without) = (0, 0);
+    for document in document::parse(patch).map_err(BadPatch::Yaml)?.iter().filter(|document| !document.is_null()) {
+        let fields = document.as_object().ok_or(BadPatch::NotAMap)?;
+        match (fields.contains_key("apiVersion"), fields.contains_key("kind")) {
+            (true, true) => of_a_kind += 1,
+            (false, true) => return Err(BadPatch::HalfAKind),
+            (_, false) => {
+                check_oldest(document, fields)?;
+                without += usize::from(fields.keys().any(|key| key != "version"));
+            }
+        }
+    }
+    match (of_a_kind, without) {
+        (0, 0) => Err(BadPatch::Nothing),
+        (_, 0 | 1) => Ok(()),
+        _ => Err(BadPatch::Twice),
+    }
 }
 
-fn check_document(document: &Value) -> Result<(), BadPatch> {
-    let fields = document.as_object().ok_or(BadPatch::NotAMap)?;
-    match (fields.contains_key("apiVersion"), fields.contains_key("kind")) {
-        (true, true) => return Ok(()),
-        (false, false) => (),
-        _ => return Err(BadPatch::HalfAKind),
-    }
+fn check_oldest(document: &Value, fields: &Map<String, Value>) -> Result<(), BadPatch> {
     if let Some(unknown) = fields.keys().find(|key| !FIRST_LEVEL.contains(&key.as_str())) {
         return Err(BadPatch::Unknown(unknown.clone()));
     }
@@ -88,7 +104,8 @@ mod tests {
     #[test]
     fn a_patch_leaves_alone_what_is_omnis() {
         for good in [
-            "",
+            "machine:",
+            "debug: true",
             "machine:\n  network:\n    hostname: a\n",
             "machine: {}\n---\napiVersion: v1alpha1\nkind: HostnameConfig\nhostname: a\n",
             "cluster:\n  network: {}\n",
@@ -107,6 +124,11 @@ mod tests {
             ("machines: {}", BadPatch::Unknown("machines".into())),
             ("- a", BadPatch::NotAMap),
             ("kind: HostnameConfig\nhostname: a", BadPatch::HalfAKind),
+            ("apiVersion: v1alpha1\nmachine: {}", BadPatch::Unknown("apiVersion".into())),
+            ("machine: {}\n---\ncluster: {}", BadPatch::Twice),
+            ("", BadPatch::Nothing),
+            ("---\n# nothing\n", BadPatch::Nothing),
+            ("version: v1alpha1", BadPatch::Nothing),
         ] {
             assert_eq!(check(bad), Err(why), "{bad}");
         }

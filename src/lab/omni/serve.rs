@@ -20,7 +20,7 @@ use super::state::{From, State, Watch};
 use super::view::{Denied, Right, right};
 use super::{join_tokens, validate, wire};
 use crate::proto::cosi::{self, EventType, state_server};
-use crate::resource::{Kind, Resource};
+use crate::resource::{Kind, Phase, Resource};
 
 /// A stream of answers.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -128,7 +128,7 @@ impl state_server::State for StateService {
         let owner = request.get_ref().options.clone().unwrap_or_default().owner;
         let mut resource = wire::stored(sent).map_err(malformed)?;
         let caller = self.caller(&request, &resource.kind)?;
-        wire::check_limits(&resource).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
+        wire::check_limits(&resource, None).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
         caller.right.create(&caller.provider, &mut resource.resource).map_err(|d| self.by_role(&caller, d))?;
         validate::create(&resource)
             .and_then(|()| validate::made_machines(None, &resource, |provider| maker(&self.state, provider)))
@@ -144,7 +144,7 @@ impl state_server::State for StateService {
         let mut resource = wire::stored(sent).map_err(malformed)?;
         let caller = self.caller(&request, &resource.kind)?;
         let stored = self.visible(&caller, &resource.kind, &resource.id)?;
-        wire::check_limits(&resource).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
+        wire::check_limits(&resource, Some(&stored)).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
         if self.knobs.take_conflict() {
             let actual = stored.version.unwrap_or_default();
             let name = Name::new(&resource.kind, &resource.id);
@@ -162,6 +162,11 @@ impl state_server::State for StateService {
             return Err(Status::invalid_argument(
                 "failed to validate: the default join token is to be one that exists",
             ));
+        }
+        // A teardown in disguise is held to what a teardown is.
+        let tears_down = stored.phase == Phase::Running && resource.phase == Phase::TearingDown;
+        if tears_down && let Some(why) = join_tokens::keeps(&self.state, &resource.kind, &resource.id) {
+            return Err(Status::invalid_argument(why));
         }
         let stored = self.state.update(resource, &options.owner, expected).map_err(refused)?;
         Ok(Response::new(cosi::UpdateResponse { resource: Some(wire::message(&stored)) }))

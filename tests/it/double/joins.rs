@@ -221,6 +221,7 @@ async fn plain_tokens_let_machines_in_until_they_end_and_are_counted() {
     machine.join(key(1), Some(&own)).await.unwrap();
     let stored = omni.state().get(&machines(), UUID).unwrap();
     assert!(stored.labels.is_empty(), "no provider has it, so that it is accepted at once");
+    assert!(stored.annotations.contains_key("omni.sidero.dev/created-with-unique-token"));
     let used = until(&omni, &join_token_statuses(), || status(&plain).filter(|status| status.use_count == 1)).await;
     assert_eq!((used.name.as_str(), used.warnings.len(), used.is_default), ("rack", 1, false));
     let uuid = "4c4c4544-0000-4810-8031-b4c04f333132";
