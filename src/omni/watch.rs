@@ -289,7 +289,7 @@ impl Backoff {
     pub fn pause(&mut self, random: u32) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(BACKOFF_LAST);
-        whole / 2 + whole.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+        jittered(whole, random)
     }
 
     /// Something went well: the next pause is the first again.
@@ -390,6 +390,11 @@ async fn stream(
             backoff.reset();
         }
     }
+}
+
+/// Between half of `pause` and the whole of it, as `random` has it: those who failed together do not try again together.
+pub(super) fn jittered(pause: Duration, random: u32) -> Duration {
+    pause / 2 + pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
 /// For jitter alone: without entropy all pauses are of middle length.

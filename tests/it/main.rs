@@ -33,6 +33,7 @@ mod omni_client;
 mod omni_interop;
 mod omni_library_interop;
 mod omni_script;
+mod omni_words;
 mod omnictl_interop;
 mod page;
 mod peers;
