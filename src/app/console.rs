@@ -147,6 +147,10 @@ impl Peers {
             // Somebody stands before the box and sees its address: that is what a confirmation over the network proves.
             Request::Keep(network) => self.change(trial::Request::Adopt(network.clone())).await,
             Request::Return => self.change(trial::Request::Return).await,
+            Request::Survey => ask_init(control::Request::Survey).await,
+            Request::Install(name, octets) => {
+                ask_init(control::Request::Install { name: name.clone(), octets: *octets }).await
+            }
         }
     }
 

@@ -250,8 +250,15 @@ async fn run_service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let sessions = web::session::Sessions::default();
             let updates = update::service::client(&socket(run_dir, "update"));
             let updates = web::update::routes(updates, Arc::new(sessions.clone()));
+            let installation = web::install::routes(run_dir.join("init.sock"), Arc::new(sessions.clone()));
             let setup = web::settings::router(Arc::new(settings::Services::connect(run_dir)), sessions);
-            start_http("web", address, web::router_with(snapshots, setup.merge(updates)), &mut running).await?;
+            start_http(
+                "web",
+                address,
+                web::router_with(snapshots, setup.merge(updates).merge(installation)),
+                &mut running,
+            )
+            .await?;
         }
         ServiceName::Update => {
             let listener = ipc::bind(&socket(run_dir, "update")).context("update socket")?;

@@ -11,6 +11,7 @@ use crate::net::status::{LinkStatus, NetworkStatus};
 use crate::secret::Secret;
 use crate::status::{Link, Stage};
 use crate::supervise::control::{ServiceStatus, Status};
+use crate::supervise::install::Phase;
 
 /// How long services may take after power-on before that is trouble, in seconds.
 const STARTING: u64 = 60;
@@ -134,6 +135,7 @@ pub fn rows(view: &View) -> Vec<Row> {
     let mut rows = vec![state(view.init.as_ref())];
     rows.extend(page(view));
     rows.extend(setup(&view.setup));
+    rows.extend(view.init.iter().filter_map(installation));
     rows.extend(view.init.iter().filter_map(services));
     rows.extend(omni(view.provider.as_ref()));
     rows.push(links(view.network.as_ref()));
@@ -176,6 +178,18 @@ fn setup(setup: &Setup) -> Option<Row> {
         Setup::Code(code) => Some(Row::one("Setup code", Tone::Good, format!("{}  (until first use)", code.reveal()))),
         Setup::Done => None,
     }
+}
+
+/// How the copy to another disk goes.
+fn installation(status: &Status) -> Option<Row> {
+    let job = status.installation.job.as_ref()?;
+    let (tone, steady) = match job.phase {
+        // A serial line is not told of every step.
+        Phase::Running(_) => (Tone::Plain, false),
+        Phase::Done => (Tone::Good, true),
+        Phase::Failed(_) | Phase::Unfinished => (Tone::Bad, true),
+    };
+    Some(Row { steady, ..Row::one("Install", tone, job.to_string()) })
 }
 
 /// Services that do not do their work, and why.

@@ -74,7 +74,7 @@ impl Init {
                 self.sources.push(Box::new(notify));
             }
             Action::Prepare => {
-                let spawned = process::spawn_self(prepare::ARGUMENT);
+                let spawned = process::spawn_self(&[prepare::ARGUMENT], None);
                 self.try_to("prepare", spawned.as_ref().map(drop).map_err(|error| error.kind().into()));
                 return Some(Event::Preparing(spawned.ok()));
             }
@@ -99,7 +99,10 @@ impl Init {
                     control.reply(ticket, &reply);
                 }
             }
-            Action::Recall => return Some(Event::Recalled(record::recall(self.watchdog.fired()))),
+            Action::Recall => {
+                self.installer.recall();
+                return Some(Event::Recalled(record::recall(self.watchdog.fired())));
+            }
             Action::Remember(record) => self.try_to("keep the record of this run", record::remember(&record)),
             Action::Spawn(service) => return Some(self.spawn(&service)),
             Action::Signal { pid, signal } => {

@@ -49,7 +49,7 @@ pub(super) fn remember(record: &Record) -> io::Result<()> {
     save(NAME, text.as_bytes())
 }
 
-fn save(name: &str, octets: &[u8]) -> io::Result<()> {
+pub(super) fn save(name: &str, octets: &[u8]) -> io::Result<()> {
     let (dir, fresh) = (Path::new(INIT_STATE_DIR), Path::new(INIT_STATE_DIR).join(format!("{name}.new")));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(octets)?;

@@ -12,6 +12,7 @@ pub mod disk;
 mod entry;
 mod event;
 pub mod flags;
+pub mod install;
 pub mod modules;
 pub mod mounts;
 pub mod notify;

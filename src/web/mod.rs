@@ -4,6 +4,7 @@
 //! functions of a snapshot. The page is whole without a script; the script keeps it current over server-sent events.
 
 pub mod guard;
+pub mod install;
 mod live;
 mod metrics;
 mod multipart;
