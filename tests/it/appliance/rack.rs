@@ -145,7 +145,8 @@ impl Rack {
         self.start(setup, &["-drive", &drive, "-device", &device])
     }
 
-    fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
+    /// With further arguments for QEMU.
+    pub fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
         let serial = self.path("serial.log");
         let _ = fs::remove_file(&serial);
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
@@ -204,6 +205,11 @@ impl Machine {
         let mut answer = Vec::new();
         stream.take(1 << 20).read_to_end(&mut answer)?;
         Ok(answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200"))
+    }
+
+    /// The page's port on this machine.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn log(&self) -> String {

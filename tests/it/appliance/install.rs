@@ -1,0 +1,171 @@
+//! A box that runs from a stick is installed on its internal disk, from its page.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::rack::{Bus, Firmware, Machine, Rack, Setup};
+use super::soak;
+use crate::peers;
+
+const MIB: u64 = 1 << 20;
+/// What stands behind the setup code on the screen.
+const UNUSED: &str = "(until first use)";
+
+/// An empty disk beside the stick, and QEMU's arguments for it.
+struct Inner {
+    file: PathBuf,
+    arguments: [String; 4],
+}
+
+impl Inner {
+    fn new(rack: &Rack, octets: u64) -> Self {
+        let file = rack.disk().with_file_name("inner.raw");
+        File::create(&file).unwrap().set_len(octets).unwrap();
+        let drive = format!("if=none,id=inner,format=raw,file={}", file.display());
+        let arguments = ["-drive", &drive, "-device", "virtio-blk-pci,drive=inner,bootindex=0"].map(str::to_owned);
+        Self { file, arguments }
+    }
+
+    fn arguments(&self) -> Vec<&str> {
+        self.arguments.iter().map(String::as_str).collect()
+    }
+
+    fn first_mib(&self) -> Vec<u8> {
+        let mut octets = vec![0; MIB as usize];
+        File::open(&self.file).unwrap().read_exact_at(&mut octets, 0).unwrap();
+        octets
+    }
+}
+
+/// A person at the page.
+struct Browser {
+    port: u16,
+    cookie: String,
+}
+
+impl Browser {
+    /// With the code that the screen shows.
+    fn enter(machine: &mut Machine) -> Self {
+        machine.says(UNUSED);
+        let code = || {
+            let log = machine.log();
+            let (before, _) = log.split_once(UNUSED)?;
+            before.split_whitespace().next_back().map(str::to_owned)
+        };
+        let code = code().expect("a code");
+        let mut browser = Self { port: machine.port(), cookie: String::new() };
+        let answer = browser.until("/setup/enter", &format!("code={code}"), |answer| answer.contains(" 303 "));
+        let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a session");
+        browser.cookie = cookie.split(';').next().unwrap().to_owned();
+        browser
+    }
+
+    fn ask(&self, path: &str, form: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(90)))?;
+        let method = if form.is_empty() { "GET" } else { "POST" };
+        let head = format!("Host: box\r\nCookie: {}\r\nContent-Length: {}\r\n", self.cookie, form.len());
+        write!(stream, "{method} {path} HTTP/1.0\r\n{head}\r\n{form}")?;
+        let mut answer = String::new();
+        stream.take(1 << 20).read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// Asks until the answer is as it should be: services start one after the other.
+    fn until(&self, path: &str, form: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let mut last = String::new();
+        for _ in 0..3000 {
+            match self.ask(path, form) {
+                Ok(answer) if wanted(&answer) => return answer,
+                Ok(answer) => last = answer,
+                Err(error) => last = error.to_string(),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{path}: {last}");
+    }
+
+    /// Has the stick's system copied to the inner disk; returns when that has begun.
+    fn install(&self, octets: u64) {
+        let page = self.until("/install", "", |answer| answer.contains("Erase vda"));
+        assert!(page.contains("nothing: it begins blank") && page.contains(" virtio"), "{page}");
+        assert!(!page.contains("sda"), "the stick itself is in the list: {page}");
+        let wrong = self.until("/install", &format!("name=vda&octets={octets}&typed=vdb"), |answer| !answer.is_empty());
+        assert!(wrong.contains(" 422 ") && wrong.contains("was not typed out"), "{wrong}");
+        let answer = self.until("/install", &format!("name=vda&octets={octets}&typed=vda"), |answer| !answer.is_empty());
+        assert!(answer.contains(" 303 "), "{answer}");
+    }
+}
+
+#[test]
+fn a_stick_installs_itself_on_the_internal_disk() {
+    if !soak() {
+        return;
+    }
+    for firmware in [Firmware::Bios, Firmware::Uefi] {
+        let Some(rack) = Rack::new() else { return };
+        let stick = Setup { firmware, bus: Bus::Usb, memory: 512 };
+        let inner = Inner::new(&rack, 700 * MIB);
+        let mut machine = rack.start(&stick, &inner.arguments());
+        machine.page();
+        let browser = Browser::enter(&mut machine);
+        browser.install(700 * MIB);
+        browser.until("/install", "", |answer| answer.contains("Installed on vda"));
+        machine.says("installation: written and verified");
+        // The stick's own record of it is gone, too.
+        drop(machine);
+
+        // The stick stays in: the firmware takes the inner disk, and nobody takes the one for the other.
+        let before = fs::read(rack.disk()).unwrap();
+        let mut machine = rack.start(&stick, &inner.arguments());
+        machine.page();
+        machine.expect_log("this box's disk is /dev/vda");
+        machine.expect_log("first boot");
+        for fault in ["DEGRADED", "partition table", "grows by"] {
+            machine.expect_no_log(fault);
+        }
+        drop(machine);
+        assert!(fs::read(rack.disk()).unwrap() == before, "the stick was written to");
+
+        // Alone, and for the second time.
+        fs::rename(&inner.file, rack.disk()).unwrap();
+        let mut machine = rack.power_on(&Setup { firmware, bus: Bus::Virtio, memory: 512 });
+        let after = machine.page();
+        peers::say(&format!("appliance: installed, {firmware:?}: page after {:.1} s", after.as_secs_f64()));
+        for fault in ["DEGRADED", "first boot", "data lost"] {
+            machine.expect_no_log(fault);
+        }
+        drop(machine);
+        rack.verify_partitions();
+    }
+}
+
+#[test]
+fn an_installation_that_loses_its_power_says_so_and_leaves_no_disk_that_boots() {
+    if !soak() {
+        return;
+    }
+    let Some(rack) = Rack::new() else { return };
+    let stick = Setup { firmware: Firmware::Bios, bus: Bus::Usb, memory: 512 };
+    let inner = Inner::new(&rack, 700 * MIB);
+    let mut machine = rack.start(&stick, &inner.arguments());
+    machine.page();
+    let browser = Browser::enter(&mut machine);
+    browser.install(700 * MIB);
+    browser.until("/install", "", |answer| answer.contains("Installs to vda") && !answer.contains(": 0 %"));
+    drop(machine);
+    assert!(inner.first_mib().iter().all(|octet| *octet == 0));
+    let mut machine = rack.start(&stick, &inner.arguments());
+    machine.page();
+    machine.expect_log("this box's disk is /dev/sda");
+    machine.says("did not finish");
+    let browser = Browser { cookie: String::new(), port: machine.port() };
+    let summary = browser.until("/", "", |answer| answer.contains("did not finish"));
+    assert!(summary.contains("vda"), "{summary}");
+    // The code was used before the cut, and lasts.
+    machine.expect_no_log(UNUSED);
+}
