@@ -8,6 +8,10 @@ fn main() -> ExitCode {
         pilotlight::init::prepare();
         return ExitCode::SUCCESS;
     }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == pilotlight::init::STICKS) {
+        pilotlight::init::plugged();
+        return ExitCode::SUCCESS;
+    }
     if std::env::args_os().nth(1).is_some_and(|argument| argument == pilotlight::init::INSTALL) {
         return pilotlight::init::install(std::env::args().skip(2));
     }

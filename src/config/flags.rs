@@ -231,7 +231,7 @@ pub struct OwnFlags {
     #[arg(long, default_value = supervise::disk::NAMES)]
     pub update_disk_path: PathBuf,
     /// Directory that a stick is mounted at, for updates that it brings
-    #[arg(long, default_value = "/run/pilotlight/stick")]
+    #[arg(long, default_value = crate::supervise::plugs::PATH)]
     pub update_stick_path: PathBuf,
 }
 

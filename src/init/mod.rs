@@ -15,6 +15,7 @@ mod log;
 mod logging;
 mod notify;
 mod perform;
+mod plugs;
 mod prepare;
 mod pstore;
 mod record;
@@ -55,6 +56,7 @@ use log::{Level, Log};
 use logging::Logging;
 pub use prepare::{ARGUMENT as PREPARE, prepare};
 use source::Source;
+pub use sticks::{ARGUMENT as STICKS, plugged};
 
 /// How long the disks may take at the end.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);

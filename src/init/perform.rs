@@ -14,7 +14,7 @@ use super::cgroups::{self, Group};
 use super::log::{Level, Log};
 use super::logging::Logging;
 use super::{
-    Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed, slots,
+    Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, plugs, prepare, pstore, reboot_or_sleep, record, seed, slots,
     terminals,
 };
 use crate::config;
@@ -198,6 +198,10 @@ impl Init {
             };
             let done = power::within(EARLY_LIMIT, work);
             self.try_to("set up clock and randomness in time", done);
+            match plugs::Plugs::listen(Uptime::now()) {
+                Ok(plugs) => self.sources.push(Box::new(plugs)),
+                Err(error) => self.fault(&format!("no word of sticks that are plugged in: {error}")),
+            }
         }
         let now = Uptime::now();
         let mut logging = Logging::open(now, &self.log);

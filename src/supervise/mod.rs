@@ -16,6 +16,7 @@ pub mod install;
 pub mod modules;
 pub mod mounts;
 pub mod notify;
+pub mod plugs;
 pub mod restart;
 pub mod seccomp;
 pub mod seed;

@@ -96,7 +96,8 @@ impl Browser {
         assert!(!page.contains("sda"), "the stick itself is in the list: {page}");
         let wrong = self.until("/install", &format!("name=vda&octets={octets}&typed=vdb"), |answer| !answer.is_empty());
         assert!(wrong.contains(" 422 ") && wrong.contains("was not typed out"), "{wrong}");
-        let answer = self.until("/install", &format!("name=vda&octets={octets}&typed=vda"), |answer| !answer.is_empty());
+        let answer =
+            self.until("/install", &format!("name=vda&octets={octets}&typed=vda"), |answer| !answer.is_empty());
         assert!(answer.contains(" 303 "), "{answer}");
     }
 }
