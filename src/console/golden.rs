@@ -63,6 +63,7 @@ pub(super) fn well() -> View {
             machines: [Stage::Ready, Stage::Ready, Stage::Installed].map(|stage| Machine { stage }).into(),
         }),
         setup: Setup::Code(Secret::new("4821-9930".to_owned())),
+        certificate: None,
     }
 }
 
@@ -129,6 +130,9 @@ fn ill() -> View {
 #[test]
 fn the_overview_on_a_vga_screen() {
     compare("overview", &draw(&well(), &State::Overview, Size::default()).text());
+    let fingerprint = (0..32).map(|octet| format!("{:02X}", octet * 7)).collect::<Vec<_>>().join(":");
+    let encrypted = View { certificate: Some(fingerprint), ..well() };
+    compare("overview_encrypted", &draw(&encrypted, &State::Overview, Size::default()).text());
     compare("overview_ill", &draw(&ill(), &State::Overview, Size::default()).text());
     compare("overview_blind", &draw(&View::default(), &State::Overview, Size::default()).text());
     compare("overview_small", &draw(&well(), &State::Overview, Size { columns: 50, lines: 14 }).text());
