@@ -1,10 +1,13 @@
-//! A box that runs from a stick is installed on its internal disk, from its page.
+//! Disks and sticks beside the own disk: a box that runs from a stick is installed on its internal disk, from its page; a
+//! stick is plugged in later.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use super::rack::{Bus, Firmware, Machine, Rack, Setup};
@@ -89,13 +92,13 @@ impl Browser {
         panic!("{path}: {last}");
     }
 
-    /// Has the stick's system copied to the inner disk; returns when that has begun.
+    /// Has the stick's system copied to the inner disk; returns when that has begun. Programs may ask in the clear.
     fn install(&self, octets: u64) {
-        let page = self.until("/install", "", |answer| answer.contains("Erase vda"));
+        let wrong = format!("name=vda&octets={octets}&typed=vdb");
+        let page = self.until("/install", &wrong, |answer| answer.contains(" 422 ") && answer.contains("Erase vda"));
+        assert!(page.contains("was not typed out"), "{page}");
         assert!(page.contains("nothing: it begins blank") && page.contains(" virtio"), "{page}");
         assert!(!page.contains("sda"), "the stick itself is in the list: {page}");
-        let wrong = self.until("/install", &format!("name=vda&octets={octets}&typed=vdb"), |answer| !answer.is_empty());
-        assert!(wrong.contains(" 422 ") && wrong.contains("was not typed out"), "{wrong}");
         let answer =
             self.until("/install", &format!("name=vda&octets={octets}&typed=vda"), |answer| !answer.is_empty());
         assert!(answer.contains(" 303 "), "{answer}");
@@ -115,7 +118,7 @@ fn a_stick_installs_itself_on_the_internal_disk() {
         machine.page();
         let browser = Browser::enter(&mut machine);
         browser.install(700 * MIB);
-        browser.until("/install", "", |answer| answer.contains("Installed on vda"));
+        browser.until("/", "", |answer| answer.contains("installed on vda"));
         drop(machine);
 
         // The stick stays in: the firmware takes the inner disk, and nobody takes the one for the other.
@@ -155,7 +158,7 @@ fn an_installation_that_loses_its_power_says_so_and_leaves_no_disk_that_boots() 
     machine.page();
     let browser = Browser::enter(&mut machine);
     browser.install(700 * MIB);
-    browser.until("/install", "", |answer| answer.contains("Installs to vda") && !answer.contains(": 0 %"));
+    browser.until("/", "", |answer| answer.contains("installs to vda") && !answer.contains(": 0 %"));
     drop(machine);
     assert!(inner.first_mib().iter().all(|octet| *octet == 0));
     let mut machine = rack.start(&stick, &inner.arguments(false).each_ref().map(String::as_str));
@@ -166,4 +169,56 @@ fn an_installation_that_loses_its_power_says_so_and_leaves_no_disk_that_boots() 
     assert!(summary.contains("vda"), "{summary}");
     // The code was used before the cut, and lasts.
     machine.expect_no_log(UNUSED);
+}
+
+/// Tells QEMU what somebody does with their hands (QEMU Machine Protocol).
+fn tell_qemu(socket: &Path, command: &str) {
+    let stream = UnixStream::connect(socket).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap()).lines();
+    for command in ["{\"execute\":\"qmp_capabilities\"}", command] {
+        (&stream).write_all(command.as_bytes()).unwrap();
+        // Events and the greeting come in between.
+        let answer =
+            answers.by_ref().map(Result::unwrap).find(|line| line.contains("return") || line.contains("error"));
+        assert!(answer.as_ref().is_some_and(|line| line.contains("return")), "{command}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_stick_that_is_plugged_in_later_is_offered_until_it_is_pulled() {
+    if !soak() || !peers::require("mcopy", "mtools") || !peers::require("mkfs.vfat", "dosfstools") {
+        return;
+    }
+    let Some(rack) = Rack::new() else { return };
+    let beside = |name: &str| rack.disk().with_file_name(name);
+    let (stick, socket, bundle) = (beside("stick.raw"), beside("qmp.sock"), beside("pilotlight-9.bundle"));
+    fs::write(&bundle, vec![7; 100_000]).unwrap();
+    fs::write(beside("pilotlight.toml"), "hostname = \"from-a-stick\"\n").unwrap();
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let path = stick.display().to_string();
+    run("mkfs.vfat", &["-C", &path, "65536"]);
+    let toml = beside("pilotlight.toml");
+    run("mcopy", &["-i", &path, bundle.to_str().unwrap(), toml.to_str().unwrap(), "::"]);
+    let setup = Setup { firmware: Firmware::Bios, bus: Bus::Virtio, memory: 512 };
+    let drive = format!("if=none,id=stick,format=raw,file={path}");
+    let monitor = format!("unix:{},server,nowait", socket.display());
+    let mut machine = rack.start(&setup, &["-device", "qemu-xhci,id=hub", "-drive", &drive, "-qmp", &monitor]);
+    machine.page();
+    let browser = Browser { cookie: String::new(), port: machine.port() };
+    let lies_there = |answer: &str| answer.contains("pilotlight-9.bundle");
+    browser.until("/update", "", |answer| answer.contains(" 200 ") && !lies_there(answer));
+    let plug = "\"driver\":\"usb-storage\",\"id\":\"one\",\"drive\":\"stick\",\"bus\":\"hub.0\"";
+    tell_qemu(&socket, &format!("{{\"execute\":\"device_add\",\"arguments\":{{{plug}}}}}"));
+    browser.until("/update", "", lies_there);
+    machine.says("from-a-stick");
+    tell_qemu(&socket, "{\"execute\":\"device_del\",\"arguments\":{\"id\":\"one\"}}");
+    browser.until("/update", "", |answer| answer.contains(" 200 ") && !lies_there(answer));
+    machine.expect_no_log("DEGRADED");
+    drop(machine);
+    let report = run("mtype", &["-i", &path, "::pilotlight-report.txt"]);
+    assert!(report.contains("hostname = from-a-stick"), "{report}");
 }
