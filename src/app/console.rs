@@ -1,6 +1,7 @@
 //! Wires the `console` service: what it knows is gathered from the others, what is typed is carried to them.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::net::{NetRequest, NetResponse};
-use super::{Running, socket};
+use super::{Running, socket, tls};
 use crate::config::Config;
 use crate::console::terminal::{self, Asked};
 use crate::console::view::{Provider, Setup};
@@ -29,6 +30,8 @@ const PROVIDER_EVERY: u32 = 10;
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a change of the network may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Octets of a fingerprint: 32 pairs of digits, and colons between them.
+const LONGEST_FINGERPRINT: usize = 95;
 /// Requests that wait to be carried out; a terminal makes one at a time.
 const REQUESTS: usize = 4;
 
@@ -61,6 +64,8 @@ struct Peers {
     changes: ipc::Client<NetRequest, NetResponse>,
     provider: ipc::Client<(), String>,
     settings: ipc::Client<Ask, Answer>,
+    /// Where the page says it.
+    fingerprint: PathBuf,
     view: View,
 }
 
@@ -77,6 +82,7 @@ impl Peers {
             changes: ipc::Client::new(&network, CHANGE_TIMEOUT),
             provider: ipc::Client::new(&provider, STATUS_TIMEOUT),
             settings: ipc::Client::new(&socket(&config.run_dir, "settings"), STATUS_TIMEOUT),
+            fingerprint: config.run_dir.join("web").join(tls::FINGERPRINT),
             view,
         }
     }
@@ -131,6 +137,9 @@ impl Peers {
             Ok(Answer::Code(None)) => Setup::Done,
             Ok(_) | Err(_) => Setup::Unknown,
         };
+        // Of a file system in memory, and as long as a line.
+        let fingerprint = fs::read_to_string(&self.fingerprint).ok();
+        self.view.certificate = fingerprint.filter(|text| (1..=LONGEST_FINGERPRINT).contains(&text.len()));
     }
 
     /// Does what was asked for; an error is a reason in words.
@@ -147,6 +156,10 @@ impl Peers {
             // Somebody stands before the box and sees its address: that is what a confirmation over the network proves.
             Request::Keep(network) => self.change(trial::Request::Adopt(network.clone())).await,
             Request::Return => self.change(trial::Request::Return).await,
+            Request::Survey => ask_init(control::Request::Survey).await,
+            Request::Install(name, octets) => {
+                ask_init(control::Request::Install { name: name.clone(), octets: *octets }).await
+            }
         }
     }
 

@@ -11,6 +11,7 @@ pub mod net;
 mod peers;
 mod settings;
 mod status;
+mod tls;
 mod unset;
 mod view;
 
@@ -258,8 +259,18 @@ async fn run_service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             let sessions = web::session::Sessions::default();
             let updates = update::service::client(&socket(run_dir, "update"));
             let updates = web::update::routes(updates, Arc::new(sessions.clone()));
+            let installation = web::install::routes(run_dir.join("init.sock"), Arc::new(sessions.clone()));
             let setup = web::settings::router(Arc::new(settings::Services::connect(run_dir)), sessions);
-            start_http("web", address, web::router_with(snapshots, setup.merge(updates)), &mut running).await?;
+            let mut router = web::router_with(snapshots, setup.merge(updates).merge(installation));
+            if let Some(address) = config.web_tls {
+                let run = run_dir.join(name.as_str());
+                match tls::start(address, (&state, &run), router.clone(), &mut running).await {
+                    Ok(with_certificate) => router = web::encrypted::beside_tls(with_certificate, address.port()),
+                    // A page in the clear is worth more than none.
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "the page is not served over TLS"),
+                }
+            }
+            start_http("web", address, router, &mut running).await?;
         }
         ServiceName::Update => {
             let listener = ipc::bind(&socket(run_dir, "update")).context("update socket")?;

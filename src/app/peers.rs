@@ -181,9 +181,11 @@ fn publish(sender: &watch::Sender<Arc<Snapshot>>, snapshot: Snapshot) {
 }
 
 /// The provider's snapshot with all services of the box in place of its own.
-fn with_appliance(mut snapshot: Snapshot, appliance: Option<Status>) -> Snapshot {
-    if let Some(status) = &appliance {
+fn with_appliance(mut snapshot: Snapshot, mut appliance: Option<Status>) -> Snapshot {
+    if let Some(status) = &mut appliance {
         snapshot.services = status.services.iter().map(service).collect();
+        // What the box's disks hold is for those who have entered the setup code.
+        status.installation.disks.clear();
     }
     Snapshot { appliance, ..snapshot }
 }

@@ -1,25 +1,30 @@
 //! Wires the `settings` service, and the page's way to it.
 
+use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 use super::net::{NetRequest, NetResponse};
 use super::{Running, allowed, socket};
 use crate::config::Config;
 use crate::ipc;
+use crate::net::config::Network;
 use crate::net::status::NetworkStatus;
 use crate::net::trial;
 use crate::secret::Secret;
 use crate::settings::desk::{Answer, Applied, Ask, Desk, Refusal, Shown};
 use crate::settings::disk::Directory;
+use crate::settings::stick::{Adopts, NAME, Outcome};
 use crate::settings::{Answers, Fault, Settings};
 use crate::supervise::control;
 use crate::supervise::services::{SERVICES, service};
+use crate::sys::mount;
 use crate::time::Uptime;
 use crate::web::settings::Backend;
 
@@ -38,28 +43,94 @@ pub(super) fn start(config: &Config, running: &mut Running) -> anyhow::Result<()
     let net: Net = ipc::Client::new(&socket(&config.run_dir, "net"), NET_TIMEOUT);
     let cancel = running.cancel.clone();
     running.up("settings", place.display().to_string());
+    let stick = Stick { at: config.update.stick.clone(), keeps: place };
     let web = service("web").map(|service| service.uid);
     let answer = move |peer: ipc::Peer, ask: Ask| {
-        let (desk, net) = (Arc::clone(&desk), net.clone());
+        let (desk, net, stick) = (Arc::clone(&desk), net.clone(), stick.clone());
         async move {
             match ask {
                 // The code is for the screen: the page's own process has to ask a person for it.
                 Ask::Code if Some(peer.uid) == web => Answer::Denied,
+                // Only who mounts it knows that there is one, and that it is nothing else.
+                Ask::Stick if peer.uid == 0 => take_in(desk, net, stick).await,
+                Ask::Stick => Answer::Denied,
                 ask => answer(ask, desk, net).await,
             }
         }
     };
     running.spawn("settings", async move {
-        ipc::serve(listener, allowed(&["web", "console"]), cancel, answer).await;
+        // Root is init, which mounts sticks.
+        let allowed = allowed(&["web", "console"]).into_iter().chain([0]).collect();
+        ipc::serve(listener, allowed, cancel, answer).await;
         Ok(())
     });
     Ok(())
+}
+
+/// Where a stick is mounted, and where this service keeps what it brings.
+#[derive(Clone, Debug)]
+struct Stick {
+    at: PathBuf,
+    keeps: PathBuf,
+}
+
+/// The service `net`, which runs: a thread that may wait asks it.
+struct Asked<'a>(&'a Net);
+
+impl Adopts for Asked<'_> {
+    fn adopt(&mut self, network: &Network) -> io::Result<()> {
+        let change = NetRequest::Change(trial::Request::Adopt(network.clone()));
+        let adopting = async {
+            // What counts already is not changed: a change ends a trial.
+            if self::network(self.0).await.is_some_and(|status| status.network == *network && status.trial.is_none()) {
+                return Ok(());
+            }
+            match self.0.call(&change).await {
+                Ok(NetResponse::Changed(done)) => done.map_err(io::Error::other),
+                Ok(NetResponse::Status(_)) => Err(io::Error::other(MISUNDERSTOOD)),
+                Err(error) => Err(io::Error::other(error)),
+            }
+        };
+        Handle::current().block_on(adopting)
+    }
+}
+
+/// Takes in what lies on the stick, and has the services concerned start anew.
+async fn take_in(desk: Arc<Mutex<Desk>>, net: Net, stick: Stick) -> Answer {
+    let asked = net.clone();
+    let taken = tokio::task::spawn_blocking(move || {
+        let lasting = mount::lasts(&stick.keeps).unwrap_or(false);
+        lock(&desk).take_in(&stick.at, &mut Asked(&asked), lasting)
+    });
+    match taken.await.map_err(io::Error::other).flatten() {
+        Ok((Outcome::Applied { lacks, new }, before)) => {
+            tracing::info!(file = NAME, "taken in from a stick");
+            lacks.iter().for_each(|lack| tracing::error!(lack, "stick"));
+            if let Some(new) = new {
+                let applied = tell(&new, &before, &net).await;
+                applied.notes.iter().for_each(|note| tracing::warn!(note, "stick"));
+            }
+        }
+        Ok((Outcome::Faults(faults), _)) => {
+            tracing::error!(
+                file = NAME,
+                faults = faults.len(),
+                "does not count: the report on the stick names all faults"
+            );
+            faults.iter().take(8).for_each(|fault| tracing::error!(%fault, "stick"));
+        }
+        Ok((Outcome::Failed(error), _)) => tracing::error!(file = NAME, %error, "can't be taken in"),
+        Ok((Outcome::None | Outcome::Before, _)) => {}
+        Err(error) => return Answer::Failed(error.to_string()),
+    }
+    Answer::Looked
 }
 
 async fn answer(ask: Ask, desk: Arc<Mutex<Desk>>, net: Net) -> Answer {
     match ask {
         Ask::Show => Answer::Shown(show(&desk, &net).await),
         Ask::Code => at_desk(desk, |desk| Answer::Code(desk.code())).await,
+        Ask::Stick => Answer::Denied,
         Ask::Enter(typed) => {
             let typed = Secret::new(typed);
             at_desk(desk, move |desk| Answer::Entered(desk.enter(typed.reveal(), Uptime::now()))).await

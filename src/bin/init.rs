@@ -8,6 +8,13 @@ fn main() -> ExitCode {
         pilotlight::init::prepare();
         return ExitCode::SUCCESS;
     }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == pilotlight::init::STICKS) {
+        pilotlight::init::plugged();
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == pilotlight::init::INSTALL) {
+        return pilotlight::init::install(std::env::args().skip(2));
+    }
     let arguments: Vec<_> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     if std::process::id() != 1 {
         if arguments.get(1).is_some_and(|argument| argument == pilotlight::init::journal::ARGUMENT) {

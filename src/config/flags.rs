@@ -194,6 +194,10 @@ pub struct OwnFlags {
     /// Address and port of the status page, such as 0.0.0.0:8080 [default: no page]
     #[arg(long, default_value = "", hide_default_value = true)]
     pub web_listen_address: String,
+    /// Address and port of the page of `service web` over TLS, such as 0.0.0.0:443; forms are shown there alone then
+    /// [default: in the clear alone]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub web_tls_listen_address: String,
     /// Let `service net` set this machine's links, addresses, routes and clock; the appliance's image says so
     #[arg(long, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", value_name = "BOOL")]
     pub manage_network: bool,
@@ -231,7 +235,7 @@ pub struct OwnFlags {
     #[arg(long, default_value = supervise::disk::NAMES)]
     pub update_disk_path: PathBuf,
     /// Directory that a stick is mounted at, for updates that it brings
-    #[arg(long, default_value = "/run/pilotlight/stick")]
+    #[arg(long, default_value = crate::supervise::plugs::PATH)]
     pub update_stick_path: PathBuf,
 }
 

@@ -68,6 +68,8 @@ pub struct Config {
     pub ipxe_dir: PathBuf,
     /// Status page; `None` for none.
     pub web: Option<SocketAddr>,
+    /// The page of `service web` over TLS; `None` for none.
+    pub web_tls: Option<SocketAddr>,
     /// Second server for images; `None` for none.
     pub images: Option<SocketAddr>,
     /// Store BMC passwords in clear in Omni.
@@ -232,9 +234,11 @@ impl Config {
             );
         }
         let labels = parse_labels(&go.machine_labels, &mut fault);
-        for (flag, text) in
-            [("--web-listen-address", &own.web_listen_address), ("--images-listen-address", &own.images_listen_address)]
-        {
+        for (flag, text) in [
+            ("--web-listen-address", &own.web_listen_address),
+            ("--web-tls-listen-address", &own.web_tls_listen_address),
+            ("--images-listen-address", &own.images_listen_address),
+        ] {
             if !text.is_empty() && text.parse::<SocketAddr>().is_err() {
                 fault(flag, format!("{text:?} is no address and port"), "write it as 0.0.0.0:8080 or [::]:8080");
             }
@@ -332,6 +336,7 @@ impl Config {
             run_dir: own.run_dir.clone(),
             ipxe_dir: own.ipxe_path.clone(),
             web: own.web_listen_address.parse().ok(),
+            web_tls: own.web_tls_listen_address.parse().ok(),
             images: own.images_listen_address.parse().ok(),
             clear_passwords: own.bmc_passwords_in_clear,
             image_cache_size: own.image_cache_size,

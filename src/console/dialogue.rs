@@ -3,6 +3,7 @@
 //! The requests are all that a person at the console can do. What loses data or ends the run wants a word typed out, so
 //! that neither a cat on the keyboard nor noise on a serial line does it.
 
+use super::install;
 use super::keys::Key;
 use super::network::{Item, NetworkForm};
 use super::text::plain;
@@ -30,6 +31,10 @@ pub enum Request {
     Keep(Network),
     /// Go back to the configuration before the one that is tried.
     Return,
+    /// Look which disks the system may be copied to.
+    Survey,
+    /// Copy the system that runs to this disk, of so many octets.
+    Install(String, u64),
 }
 
 impl Request {
@@ -43,6 +48,8 @@ impl Request {
             Self::Try(_) => "try a network configuration",
             Self::Keep(_) => "keep the network configuration",
             Self::Return => "return to the network configuration before",
+            Self::Survey => "look at the disks",
+            Self::Install(..) => "install on another disk",
         }
     }
 }
@@ -143,6 +150,8 @@ pub enum State {
     Waiting(Request),
     /// A network configuration is tried.
     Trial(Network),
+    /// The name of a disk is typed out; what was wrong with the last one.
+    Install(Line, String),
     /// Something is said, until a key is pressed.
     Notice(String),
 }
@@ -172,6 +181,7 @@ impl State {
                     Some(network) => to(Self::Network(Box::new(NetworkForm::of(network)))),
                     None => to(Self::Notice("The network service does not answer; try again in a moment.".to_owned())),
                 },
+                Key::Char('i' | 'I') => ask(Request::Survey),
                 Key::Char('r' | 'R') => to(Self::Confirm(Deed::Reboot, Line::default(), false)),
                 Key::Char('p' | 'P') => to(Self::Confirm(Deed::PowerOff, Line::default(), false)),
                 Key::Char('v' | 'V') => to(Self::Confirm(Deed::Recovery, Line::default(), false)),
@@ -184,7 +194,17 @@ impl State {
             (Self::Trial(network), Key::Char('k' | 'K')) => ask(Request::Keep(network)),
             (Self::Trial(_), Key::Char('b' | 'B')) => ask(Request::Return),
             (state @ Self::Trial(_), _) => to(state),
-            (Self::Confirm(..) | Self::Network(_), Key::Cancel) | (Self::Notice(_), _) => to(Self::Overview),
+            (Self::Confirm(..) | Self::Network(_) | Self::Install(..), Key::Cancel) | (Self::Notice(_), _) => {
+                to(Self::Overview)
+            }
+            (Self::Install(line, _), Key::Enter) => match install::chosen(view, line.text()) {
+                Ok(request) => ask(request),
+                Err(fault) => to(Self::Install(Line::default(), fault)),
+            },
+            (Self::Install(mut line, _), key) => {
+                line.edit(key);
+                to(Self::Install(line, String::new()))
+            }
             (Self::Confirm(deed, line, _), Key::Enter) if line.text() == deed.word() => ask(deed.request()),
             (Self::Confirm(deed, _, _), Key::Enter) => to(Self::Confirm(deed, Line::default(), true)),
             (Self::Confirm(deed, mut line, _), key) => {
@@ -206,6 +226,7 @@ impl State {
                 Self::Notice(format!("Not done ({}): {}.", request.as_str(), plain(&reason)))
             }
             (Self::Waiting(Request::Try(network)), Ok(())) => Self::Trial(network),
+            (Self::Waiting(Request::Survey), Ok(())) => Self::Install(Line::default(), String::new()),
             (Self::Waiting(request), Ok(())) => Self::Notice(
                 match request {
                     Request::Reboot => "The box starts anew.",
@@ -215,6 +236,8 @@ impl State {
                     Request::Try(_) => "The network configuration is tried.",
                     Request::Keep(_) => "The network configuration is kept.",
                     Request::Return => "The network configuration before is back.",
+                    Request::Survey => "The disks were looked at.",
+                    Request::Install(..) => "The installation has begun; the overview says how far it is.",
                 }
                 .to_owned(),
             ),
@@ -261,6 +284,17 @@ impl State {
                     .collect(),
                 faults: form.faults.iter().map(|fault| plain(fault)).collect(),
                 ..keys("Enter, Tab, arrows: next field   Space: other choice   Esc: cancel")
+            },
+            Self::Install(line, fault) => Dialogue {
+                title: "Install on another disk",
+                body: install::body(view),
+                fields: vec![Field {
+                    label: "Type the disk's name and press Enter".to_owned(),
+                    value: line.text().to_owned(),
+                    focused: true,
+                }],
+                faults: Some(fault.clone()).filter(|fault| !fault.is_empty()).into_iter().collect(),
+                ..keys("Esc: cancel")
             },
             Self::Waiting(request) => {
                 Dialogue { title: "One moment", body: vec![format!("Asked for: {}.", request.as_str())], ..keys("") }
@@ -326,7 +360,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::console::golden::{typed, well};
+    use crate::console::golden::{typed, well, with_disks};
 
     fn requests(octets: &[u8]) -> Vec<Request> {
         typed(State::Overview, octets, &well()).1
@@ -350,7 +384,8 @@ mod tests {
             (b"fera\x1b\x1bse\r", &[]),
             // Nothing is taken while an answer is awaited.
             (b"ryes\rpyes\rferase\r", &[Request::Reboot]),
-            (b"sh\nbash\nlogin: root\n\x1b[15~:!sh\n", &[]),
+            // An i looks at the disks, and changes nothing.
+            (b"sh\nbash\nlogin: root\n\x1b[15~:!sh\n", &[Request::Survey]),
         ];
         for (octets, expected) in rows {
             assert_eq!(requests(octets), expected, "{:?}", String::from_utf8_lossy(octets));
@@ -400,9 +435,23 @@ mod tests {
                     Request::Try(network) => prop_assert_eq!(network.faults(), vec![]),
                     // Only a trial leads there, and nobody has answered.
                     Request::Keep(_) | Request::Return => prop_assert!(false, "no trial runs"),
+                    Request::Survey => prop_assert!(word_was_typed(&octets, "i")),
+                    // Nobody has answered with a list of disks.
+                    Request::Install(..) => prop_assert!(false, "no disk was shown"),
                 }
             }
             let _ = state.dialogue(&view);
+        }
+
+        #[test]
+        fn a_disk_is_installed_on_only_when_its_name_was_typed_out(octets in octets()) {
+            let (_, requests) = typed(State::Install(Line::default(), String::new()), &octets, &with_disks());
+            for request in requests {
+                if let Request::Install(name, octets_of_it) = request {
+                    prop_assert_eq!((name.as_str(), octets_of_it), ("sdb", 256_060_514_304));
+                    prop_assert!(word_was_typed(&octets, "sdb\r"));
+                }
+            }
         }
 
         #[test]
@@ -416,7 +465,7 @@ mod tests {
 
     /// Any octets, and such as come near to a form's end.
     fn octets() -> impl Strategy<Value = Vec<u8>> {
-        const PARTS: [&str; 18] = [
+        const PARTS: [&str; 21] = [
             "n",
             "r",
             "p",
@@ -435,6 +484,9 @@ mod tests {
             "7",
             "k",
             "b",
+            "i",
+            "sdb",
+            "sda",
         ];
         let near = proptest::collection::vec(proptest::sample::select(&PARTS[..]), 0..40);
         prop_oneof![proptest::collection::vec(any::<u8>(), 0..200), near.prop_map(|parts| parts.concat().into_bytes())]

@@ -17,6 +17,7 @@ use crate::slots;
 use crate::status::{Link, Stage};
 use crate::supervise::cmdline::Slot;
 use crate::supervise::control::{ServiceStatus, SlotRecords, Status};
+use crate::supervise::install::{Bus, Disk, Job, Phase, Progress};
 
 /// A box that is well.
 pub(super) fn well() -> View {
@@ -63,6 +64,7 @@ pub(super) fn well() -> View {
             machines: [Stage::Ready, Stage::Ready, Stage::Installed].map(|stage| Machine { stage }).into(),
         }),
         setup: Setup::Code(Secret::new("4821-9930".to_owned())),
+        certificate: None,
     }
 }
 
@@ -77,6 +79,24 @@ pub(super) fn typed(mut state: State, octets: &[u8], view: &View) -> (State, Vec
         }
     }
     (state, requests)
+}
+
+/// A box with three other disks, two of which will do.
+pub(super) fn with_disks() -> View {
+    let disk = |name: &str, model: &str, bus, octets, holds: &str, unfit: Option<&str>| Disk {
+        name: name.into(),
+        model: model.into(),
+        bus,
+        octets,
+        holds: holds.into(),
+        unfit: unfit.map(str::to_owned),
+    };
+    let mut view = well();
+    view.init.as_mut().unwrap().installation.disks = vec![
+        disk("sda", "", Bus::Usb, 256_060_514_304, "nothing: it begins blank", Some("it is write-protected")),
+        disk("sdb", "Disk 3000", Bus::Sata, 256_060_514_304, "a partition table with 2 partitions: EFI System", None),
+    ];
+    view
 }
 
 fn compare(name: &str, found: &str) {
@@ -119,6 +139,9 @@ fn ill() -> View {
 #[test]
 fn the_overview_on_a_vga_screen() {
     compare("overview", &draw(&well(), &State::Overview, Size::default()).text());
+    let fingerprint = (0..32).map(|octet| format!("{:02X}", octet * 7)).collect::<Vec<_>>().join(":");
+    let encrypted = View { certificate: Some(fingerprint), ..well() };
+    compare("overview_encrypted", &draw(&encrypted, &State::Overview, Size::default()).text());
     compare("overview_ill", &draw(&ill(), &State::Overview, Size::default()).text());
     compare("overview_blind", &draw(&View::default(), &State::Overview, Size::default()).text());
     compare("overview_small", &draw(&well(), &State::Overview, Size { columns: 50, lines: 14 }).text());
@@ -141,6 +164,32 @@ fn the_forms_on_a_vga_screen() {
     // Nobody keeps it.
     view.network.as_mut().unwrap().trial = None;
     compare("trial_over", &draw(&view, &state.observed(&view), Size::default()).text());
+}
+
+#[test]
+fn an_installation_on_a_vga_screen() {
+    let mut view = with_disks();
+    let (state, requests) = typed(State::Overview, b"i", &view);
+    assert_eq!(requests, [Request::Survey]);
+    let state = state.answered(Ok(()));
+    for (octets, fault) in [(&b"sda\r"[..], "write-protected"), (b"sdc\r", "no disk"), (b"\r", "no disk")] {
+        let (refused, requests) = typed(state.clone(), octets, &view);
+        assert!(requests.is_empty());
+        assert!(refused.dialogue(&view).unwrap().faults[0].contains(fault));
+    }
+    compare("install", &draw(&view, &typed(state.clone(), b"sd", &view).0, Size::default()).text());
+    let (state, requests) = typed(state, b"sdb\r", &view);
+    assert_eq!(requests, [Request::Install("sdb".into(), 256_060_514_304)]);
+    let progress = Progress { written: 100, verified: 20, total: 300 };
+    let mut job = Job { disk: view.init.as_ref().unwrap().installation.disks[1].to_string(), phase: Phase::Done };
+    let State::Overview = typed(state.answered(Ok(())), b"x", &view).0 else { panic!() };
+    let mut all = String::new();
+    for phase in [Phase::Running(progress), Phase::Done, Phase::Failed("the disk does not take it".into())] {
+        job.phase = phase;
+        view.init.as_mut().unwrap().installation.job = Some(job.clone());
+        all.push_str(&draw(&view, &State::Overview, Size::default()).text());
+    }
+    compare("installing", &all);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! [`terminal`] is the edge.
 
 pub mod dialogue;
+mod install;
 pub mod keys;
 pub mod network;
 pub mod qr;

@@ -13,7 +13,7 @@ const LABEL: usize = 12;
 /// What rows need beside a code.
 const LEAST_TEXT: usize = 44;
 /// Which keys do what.
-pub const MENU: &str = "N: network   R: reboot   P: power off   V: recovery   F: factory reset";
+pub const MENU: &str = "N: network  I: install  R: reboot  P: power off  V: recovery  F: factory reset";
 
 /// What a screen can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

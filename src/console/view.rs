@@ -11,6 +11,7 @@ use crate::net::status::{LinkStatus, NetworkStatus};
 use crate::secret::Secret;
 use crate::status::{Link, Stage};
 use crate::supervise::control::{ServiceStatus, Status};
+use crate::supervise::install::Phase;
 
 /// How long services may take after power-on before that is trouble, in seconds.
 const STARTING: u64 = 60;
@@ -32,6 +33,8 @@ pub struct View {
     pub provider: Option<Provider>,
     /// What opens the page's form for the first time.
     pub setup: Setup,
+    /// The fingerprint of the page's certificate; `None` where it is served in the clear alone.
+    pub certificate: Option<String>,
 }
 
 /// The code that opens the page's form until the box is set up.
@@ -112,7 +115,16 @@ impl View {
     pub fn page(&self) -> Option<String> {
         let network = self.network.as_ref()?;
         let best = network.links.iter().flat_map(of_link).min_by_key(|(rank, _)| *rank);
-        best.map(|(_, address)| url(&address.to_string(), self.port))
+        best.map(|(_, address)| self.url(&address.to_string()))
+    }
+
+    /// Over TLS where the page is served so, since its forms are there alone.
+    fn url(&self, host: &str) -> String {
+        match (&self.certificate, self.port) {
+            (Some(_), _) => format!("https://{host}/"),
+            (None, 80) => format!("http://{host}/"),
+            (None, port) => format!("http://{host}:{port}/"),
+        }
     }
 }
 
@@ -125,15 +137,13 @@ fn of_link(link: &LinkStatus) -> impl Iterator<Item = ((bool, bool, Option<Role>
     })
 }
 
-fn url(host: &str, port: u16) -> String {
-    if port == 80 { format!("http://{host}/") } else { format!("http://{host}:{port}/") }
-}
-
 /// Everything that is said, most important first.
 pub fn rows(view: &View) -> Vec<Row> {
     let mut rows = vec![state(view.init.as_ref())];
     rows.extend(page(view));
     rows.extend(setup(&view.setup));
+    rows.extend(view.certificate.as_deref().map(certificate));
+    rows.extend(view.init.iter().filter_map(installation));
     rows.extend(view.init.iter().filter_map(services));
     rows.extend(omni(view.provider.as_ref()));
     rows.push(links(view.network.as_ref()));
@@ -163,7 +173,7 @@ fn state(init: Option<&Status>) -> Row {
 fn page(view: &View) -> Option<Row> {
     let network = view.network.as_ref()?;
     let named = Some(&network.hostname).filter(|name| !name.is_empty());
-    let named = named.map(|name| url(&format!("{name}.local"), view.port));
+    let named = named.map(|name| view.url(&format!("{name}.local")));
     Some(match view.page() {
         Some(page) => Row::new("Page", Tone::Good, [Some(page), named].into_iter().flatten()),
         None => Row::one("Page", Tone::Bad, "no address yet: is a cable plugged in?"),
@@ -176,6 +186,24 @@ fn setup(setup: &Setup) -> Option<Row> {
         Setup::Code(code) => Some(Row::one("Setup code", Tone::Good, format!("{}  (until first use)", code.reveal()))),
         Setup::Done => None,
     }
+}
+
+/// What the browser must show of the page's certificate. In pieces, to be compared.
+fn certificate(fingerprint: &str) -> Row {
+    let pairs: Vec<_> = fingerprint.split(':').collect();
+    Row::new("SHA-256", Tone::Plain, pairs.chunks(8).map(|pairs| pairs.join(":")))
+}
+
+/// How the copy to another disk goes.
+fn installation(status: &Status) -> Option<Row> {
+    let job = status.installation.job.as_ref()?;
+    let (tone, steady) = match job.phase {
+        // A serial line is not told of every step.
+        Phase::Running(_) => (Tone::Plain, false),
+        Phase::Done => (Tone::Good, true),
+        Phase::Failed(_) | Phase::Unfinished => (Tone::Bad, true),
+    };
+    Some(Row { steady, ..Row::one("Install", tone, job.to_string()) })
 }
 
 /// Services that do not do their work, and why.

@@ -114,7 +114,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut device = target::open(&args.device)?;
     let mut last = None;
-    write(&mut image, octets, &mut device, |progress| {
+    let whole = 0..octets;
+    write(&mut image, &[whole], &mut device, |progress| {
         let percent = (progress.stage, progress.done * 100 / octets);
         if last != Some(percent) {
             last = Some(percent);

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
@@ -12,6 +13,10 @@ use crate::sys::block;
 
 /// Octets of a step.
 const STEP: usize = 1 << 20;
+/// Octets after which the disk is waited for.
+const PACE: u64 = 16 << 20;
+/// Octets at the end of a disk that hold the header of a backup partition table, whatever the size of its sectors.
+const BACKUP: u64 = 4096;
 
 /// What is being done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,70 +77,99 @@ pub enum Fault {
     Differs,
 }
 
-/// Copies `octets` of `image` to the beginning of `disk`, has them written out, and reads them back from the disk itself.
-/// `tell` is told after each MiB.
+/// Copies the `ranges` of `image` to the same places of `disk`, has them written out, and reads them back from the disk
+/// itself. The ranges are in order; the first begins at 0. `tell` is told after each MiB.
 ///
-/// The first MiB is erased first and written last: a disk whose copy was cut short has no partition table and is booted by
-/// nobody.
+/// Until all but tables is on the disk and was read back, the disk is one that nobody boots: its first MiB and its last
+/// sectors, where the backup of a partition table stands, are erased first. What further ranges hold comes after the first
+/// range, and the first MiB last. A disk that gives back something else has its first MiB erased again.
 ///
 /// # Errors
 ///
 /// [`Fault`].
 pub fn write(
     image: &mut (impl Read + Seek),
-    octets: u64,
+    ranges: &[Range<u64>],
     disk: &mut File,
     mut tell: impl FnMut(Progress),
 ) -> Result<(), Fault> {
-    let mut buffer = vec![0; STEP];
-    let steps: Vec<u64> = (0..octets).step_by(STEP).collect();
-    let mut sums = vec![[0; 32]; steps.len()];
-    let mut done = 0;
-    disk.seek(SeekFrom::Start(0))
-        .and_then(|_| disk.write_all(part(&mut buffer, octets, 0)))
-        .and_then(|()| disk.sync_data())
-        .map_err(|source| Fault::Write { at: 0, source })?;
-    for (index, at) in steps.iter().enumerate().skip(1).chain(steps.iter().enumerate().take(1)) {
-        let part = part(&mut buffer, octets, *at);
-        image
-            .seek(SeekFrom::Start(*at))
-            .and_then(|_| image.read_exact(part))
-            .map_err(|source| Fault::Image { at: *at, source })?;
-        sums[index] = Sha256::digest(&*part).into();
-        if index == 0 {
-            // All else is on the disk before it becomes one that boots.
-            disk.sync_data().map_err(|source| Fault::Write { at: *at, source })?;
+    let steps = |range: &Range<u64>| {
+        let end = range.end;
+        range.clone().step_by(STEP).map(move |at| at..end.min(at + STEP as u64)).collect::<Vec<_>>()
+    };
+    let mut body = ranges.first().map(steps).unwrap_or_default();
+    let first = if body.is_empty() { Vec::new() } else { body.drain(..1).collect() };
+    let tables: Vec<_> = ranges.iter().skip(1).flat_map(steps).chain(first.iter().cloned()).collect();
+    forget_tables(disk)?;
+    let (mut written, mut verified) = (0, 0);
+    for part in [body, tables] {
+        let mut sums = Vec::with_capacity(part.len());
+        for step in &part {
+            sums.push(copy(image, disk, step)?);
+            written += step.end - step.start;
+            tell(Progress { stage: Stage::Writing, done: written });
         }
-        disk.seek(SeekFrom::Start(*at))
-            .and_then(|_| disk.write_all(part))
-            .map_err(|source| Fault::Write { at: *at, source })?;
-        done += part.len() as u64;
-        tell(Progress { stage: Stage::Writing, done });
-    }
-    disk.sync_all().map_err(|source| Fault::Write { at: octets, source })?;
-    // A plain file has no cache of its own to forget.
-    let _ = block::drop_cache(disk);
-    done = 0;
-    for (at, sum) in steps.iter().zip(&sums) {
-        let part = part(&mut buffer, octets, *at);
-        disk.seek(SeekFrom::Start(*at))
-            .and_then(|_| disk.read_exact(part))
-            .map_err(|source| Fault::Read { at: *at, source })?;
-        if *sum != <[u8; 32]>::from(Sha256::digest(&*part)) {
-            return Err(Fault::Differs);
+        disk.sync_all().map_err(|source| Fault::Write { at: written, source })?;
+        // A plain file has no cache of its own to forget.
+        let _ = block::drop_cache(disk);
+        for (step, sum) in part.iter().zip(&sums) {
+            if let Err(fault) = verify(disk, step, sum) {
+                // It is broken: that this is done, too, can only be hoped.
+                let _ = forget_tables(disk);
+                return Err(fault);
+            }
+            verified += step.end - step.start;
+            tell(Progress { stage: Stage::Verifying, done: verified });
         }
-        done += part.len() as u64;
-        tell(Progress { stage: Stage::Verifying, done });
     }
     // The kernel shows the new partitions; without that, they are there after the next plug.
     let _ = block::reread_partitions(disk);
     Ok(())
 }
 
-/// As much of `buffer` as the step at `at` has.
-fn part(buffer: &mut [u8], octets: u64, at: u64) -> &mut [u8] {
-    let length = usize::try_from(octets - at).unwrap_or(STEP).min(STEP);
-    &mut buffer[..length]
+/// Erases what makes a disk one that has partitions or boots: its first MiB, and the backup of a partition table.
+fn forget_tables(disk: &mut File) -> Result<(), Fault> {
+    let size = disk.seek(SeekFrom::End(0)).map_err(|source| Fault::Read { at: 0, source })?;
+    for (at, octets) in [(0, STEP as u64), (size.saturating_sub(BACKUP), BACKUP)] {
+        let blank = vec![0; usize::try_from(octets.min(size - at)).unwrap_or(0)];
+        disk.seek(SeekFrom::Start(at))
+            .and_then(|_| disk.write_all(&blank))
+            .and_then(|()| disk.sync_data())
+            .map_err(|source| Fault::Write { at, source })?;
+    }
+    Ok(())
+}
+
+/// Copies one step, and returns the hash of it.
+fn copy(image: &mut (impl Read + Seek), disk: &mut File, step: &Range<u64>) -> Result<[u8; 32], Fault> {
+    let at = step.start;
+    let mut octets = buffer(step);
+    image
+        .seek(SeekFrom::Start(at))
+        .and_then(|_| image.read_exact(&mut octets))
+        .map_err(|source| Fault::Image { at, source })?;
+    disk.seek(SeekFrom::Start(at))
+        .and_then(|_| disk.write_all(&octets))
+        .map_err(|source| Fault::Write { at, source })?;
+    if at / PACE != step.end / PACE {
+        // A small box has no memory for a disk that is slower than what is read from.
+        disk.sync_data().map_err(|source| Fault::Write { at, source })?;
+    }
+    Ok(Sha256::digest(&octets).into())
+}
+
+fn verify(disk: &mut File, step: &Range<u64>, sum: &[u8; 32]) -> Result<(), Fault> {
+    let at = step.start;
+    let mut octets = buffer(step);
+    disk.seek(SeekFrom::Start(at))
+        .and_then(|_| disk.read_exact(&mut octets))
+        .map_err(|source| Fault::Read { at, source })?;
+    if *sum == <[u8; 32]>::from(Sha256::digest(&octets)) { Ok(()) } else { Err(Fault::Differs) }
+}
+
+/// As many octets as a step has, a MiB at most.
+fn buffer(step: &Range<u64>) -> Vec<u8> {
+    vec![0; usize::try_from(step.end - step.start).unwrap_or(STEP).min(STEP)]
 }
 
 #[cfg(test)]
@@ -149,17 +183,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_the_image_and_the_rest_stays() {
+    fn what_is_written_is_the_image_and_the_rest_stays_but_for_old_tables() {
         for octets in [1, STEP - 1, STEP, STEP + 1, 3 * STEP + 512] {
             let mut disk = tempfile::tempfile().unwrap();
             disk.write_all(&vec![0xee; 4 * STEP]).unwrap();
             let image = image(octets);
             let mut told = Vec::new();
-            write(&mut Cursor::new(&image), octets as u64, &mut disk, |progress| told.push(progress)).unwrap();
+            let whole = 0..octets as u64;
+            write(&mut Cursor::new(&image), &[whole], &mut disk, |progress| told.push(progress)).unwrap();
             let mut found = Vec::new();
             disk.seek(SeekFrom::Start(0)).unwrap();
             disk.read_to_end(&mut found).unwrap();
-            assert!(found[..octets] == image && found[octets..].iter().all(|octet| *octet == 0xee));
+            let backup = found.len() - BACKUP as usize;
+            assert!(found[..octets] == image && found[octets.max(STEP)..backup].iter().all(|octet| *octet == 0xee));
+            assert!(found[backup..].iter().all(|octet| *octet == 0), "an old table's backup");
             assert_eq!(told.last(), Some(&Progress { stage: Stage::Verifying, done: octets as u64 }));
         }
     }
@@ -169,11 +206,38 @@ mod tests {
         let mut disk = tempfile::tempfile().unwrap();
         disk.write_all(&vec![0xee; 4 * STEP]).unwrap();
         let short = Cursor::new(image(2 * STEP));
-        let fault = write(&mut { short }, 3 * STEP as u64, &mut disk, |_| {}).unwrap_err();
+        let whole = 0..3 * STEP as u64;
+        let fault = write(&mut { short }, &[whole], &mut disk, |_| {}).unwrap_err();
         assert!(matches!(fault, Fault::Image { at, .. } if at == 2 * STEP as u64), "{fault}");
         let mut first = vec![1; STEP];
         disk.seek(SeekFrom::Start(0)).unwrap();
         disk.read_exact(&mut first).unwrap();
         assert!(first.iter().all(|octet| *octet == 0));
+    }
+
+    #[test]
+    fn further_ranges_are_written_and_the_first_mib_comes_last() {
+        let mut disk = tempfile::tempfile().unwrap();
+        disk.write_all(&vec![0xee; 5 * STEP]).unwrap();
+        let seen = disk.try_clone().unwrap();
+        let image = image(5 * STEP);
+        let first = |octet: u8| {
+            let mut octets = vec![1; STEP];
+            std::os::unix::fs::FileExt::read_exact_at(&seen, &mut octets, 0).unwrap();
+            octets.iter().all(|found| *found == octet)
+        };
+        let end = 5 * STEP as u64;
+        let ranges = [0..3 * STEP as u64, end - 1000..end];
+        let mut verified = 0;
+        write(&mut Cursor::new(&image), &ranges, &mut disk, |progress| {
+            verified = if progress.stage == Stage::Verifying { progress.done } else { verified };
+            // Of three MiB and a tail, two MiB come before anything is there that a firmware looks at.
+            assert!(verified >= 2 * STEP as u64 || first(0), "{progress:?}");
+        })
+        .unwrap();
+        let mut found = vec![0; 5 * STEP];
+        std::os::unix::fs::FileExt::read_exact_at(&disk, &mut found, 0).unwrap();
+        assert!(found[..3 * STEP] == image[..3 * STEP] && found[5 * STEP - 1000..] == image[5 * STEP - 1000..]);
+        assert_eq!(verified, 3 * STEP as u64 + 1000);
     }
 }

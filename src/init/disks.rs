@@ -22,7 +22,7 @@ pub(super) fn find(origin: &Origin) -> Result<PathBuf, NoDisk> {
 }
 
 /// Whole disks that have a size, by the kernel's names.
-fn names() -> Vec<String> {
+pub(super) fn names() -> Vec<String> {
     let entries = fs::read_dir(BLOCK).into_iter().flatten().flatten();
     let is_disk = |name: &String| {
         let directory = Path::new(BLOCK).join(name);
@@ -66,11 +66,15 @@ fn inspect(origin: &Origin, name: String) -> Option<Disk> {
 }
 
 /// Both partition tables of a disk. Faults of the disk itself are errors; tables that make no sense are not.
-fn read_tables(disk: &File) -> io::Result<Tables> {
+pub(super) fn read_tables(disk: &File) -> io::Result<Tables> {
     if block::octets_of_sector(disk)? != SECTOR {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let sectors = block::octets(disk)? / SECTOR as u64;
+    tables(disk, block::octets(disk)? / SECTOR as u64)
+}
+
+/// Both partition tables of a disk of `sectors`, or of the image of one.
+pub(super) fn tables(disk: &File, sectors: u64) -> io::Result<Tables> {
     let last = sectors.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
     let primary = read_table(disk, 1, sectors);
     let peer = primary.as_ref().map_or(last, |table| table.header.peer).min(last);

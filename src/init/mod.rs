@@ -8,11 +8,14 @@ mod clock;
 mod control;
 mod devices;
 mod disks;
+mod install;
+mod installer;
 pub mod journal;
 mod log;
 mod logging;
 mod notify;
 mod perform;
+mod plugs;
 mod prepare;
 mod pstore;
 mod record;
@@ -40,6 +43,7 @@ use nix::sys::signal::Signal as Number;
 use crate::supervise::budget::MOST_IN_A_ROW;
 use crate::supervise::cmdline::Parameters;
 use crate::supervise::control::{Reply, Request, Status};
+use crate::supervise::install::Ask;
 use crate::supervise::memory::Memory;
 use crate::supervise::services::SERVICES;
 use crate::supervise::slots::Wish;
@@ -49,10 +53,12 @@ use crate::sys::signal::Signals;
 use crate::sys::{crash, power, process, wait};
 use crate::time::Uptime;
 use cgroups::Group;
+pub use install::{ARGUMENT as INSTALL, run as install};
 use log::{Level, Log};
 use logging::Logging;
 pub use prepare::{ARGUMENT as PREPARE, prepare};
 use source::Source;
+pub use sticks::{ARGUMENT as STICKS, plugged};
 
 /// How long the disks may take at the end.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
@@ -116,6 +122,8 @@ struct Init {
     logging: Option<Logging>,
     /// Where what is to be stored of the slots goes.
     slots: Option<SyncSender<slots::Job>>,
+    /// Copies the system to another disk.
+    installer: installer::Runner,
     /// What else the loop listens to.
     sources: Vec<Box<dyn Source>>,
     /// The services' program and the image's flags; read at the first start, since /proc and the disk come before.
@@ -141,6 +149,7 @@ impl Init {
             control: None,
             logging: None,
             slots: None,
+            installer: installer::Runner::default(),
             sources: Vec::new(),
             launch: None,
             set: Vec::new(),
@@ -177,6 +186,9 @@ impl Init {
                 }
             }
             self.answer();
+            for (ticket, reply) in self.installer.turn(&self.log) {
+                self.reply(ticket, &reply);
+            }
             if self.supervisor.deadline().is_some_and(|deadline| deadline <= Uptime::now()) {
                 self.feed(Event::Deadline);
             }
@@ -196,6 +208,7 @@ impl Init {
         let now = Uptime::now();
         let mut descriptors = vec![signals.as_fd()];
         descriptors.extend(self.control.iter().flat_map(control::Control::descriptors));
+        descriptors.extend(self.installer.descriptor());
         descriptors.extend(self.sources.iter().flat_map(|source| source.descriptors(now)));
         let deadlines = [
             self.supervisor.deadline(),
@@ -268,7 +281,7 @@ impl Init {
     /// Answers those who ask on the control socket.
     fn answer(&mut self) {
         let Some(mut control) = self.control.take() else { return };
-        let mut events = Vec::new();
+        let (mut events, mut installs) = (Vec::new(), Vec::new());
         control.turn(Uptime::now(), |ticket, uid, request| {
             let wish = |wish| Event::Wished { ticket, uid, wish };
             let end = |ending| Event::TerminationRequested(ending, Why::Asked(uid));
@@ -279,6 +292,14 @@ impl Init {
                 Request::Restart(services) => {
                     events.extend(services.names().map(Event::RestartRequested));
                     return Some(Reply::Accepted);
+                }
+                Request::Survey => {
+                    installs.push((ticket, Ask::Survey));
+                    return None;
+                }
+                Request::Install { name, octets } => {
+                    installs.push((ticket, Ask::Install { name, octets }));
+                    return None;
                 }
                 Request::FactoryReset => (wish(Wish::Reset), None),
                 Request::Recovery => (wish(Wish::Recovery(true)), None),
@@ -293,6 +314,18 @@ impl Init {
         self.control = Some(control);
         for event in events {
             self.feed(event);
+        }
+        for (ticket, ask) in installs {
+            let status = self.status();
+            if let Some(reply) = self.installer.ask(ticket, &ask, &status, &self.log) {
+                self.reply(ticket, &reply);
+            }
+        }
+    }
+
+    fn reply(&mut self, ticket: u64, reply: &Reply) {
+        if let Some(control) = &mut self.control {
+            control.reply(ticket, reply);
         }
     }
 
@@ -315,6 +348,7 @@ impl Init {
             services,
             recovery: self.supervisor.is_recovery(),
             records: self.supervisor.slot_records(),
+            installation: self.installer.shown(),
             memory,
         }
     }

@@ -14,7 +14,7 @@ use super::cgroups::{self, Group};
 use super::log::{Level, Log};
 use super::logging::Logging;
 use super::{
-    Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, prepare, pstore, reboot_or_sleep, record, seed, slots,
+    Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, plugs, prepare, pstore, reboot_or_sleep, record, seed, slots,
     terminals,
 };
 use crate::config;
@@ -74,7 +74,7 @@ impl Init {
                 self.sources.push(Box::new(notify));
             }
             Action::Prepare => {
-                let spawned = process::spawn_self(prepare::ARGUMENT);
+                let spawned = process::spawn_self(&[prepare::ARGUMENT], None);
                 self.try_to("prepare", spawned.as_ref().map(drop).map_err(|error| error.kind().into()));
                 return Some(Event::Preparing(spawned.ok()));
             }
@@ -99,7 +99,10 @@ impl Init {
                     control.reply(ticket, &reply);
                 }
             }
-            Action::Recall => return Some(Event::Recalled(record::recall(self.watchdog.fired()))),
+            Action::Recall => {
+                self.installer.recall();
+                return Some(Event::Recalled(record::recall(self.watchdog.fired())));
+            }
             Action::Remember(record) => self.try_to("keep the record of this run", record::remember(&record)),
             Action::Spawn(service) => return Some(self.spawn(&service)),
             Action::Signal { pid, signal } => {
@@ -195,6 +198,10 @@ impl Init {
             };
             let done = power::within(EARLY_LIMIT, work);
             self.try_to("set up clock and randomness in time", done);
+            match plugs::Plugs::listen(Uptime::now()) {
+                Ok(plugs) => self.sources.push(Box::new(plugs)),
+                Err(error) => self.fault(&format!("no word of sticks that are plugged in: {error}")),
+            }
         }
         let now = Uptime::now();
         let mut logging = Logging::open(now, &self.log);

@@ -7,10 +7,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::sys::statfs::{self, statfs};
-
 use crate::supervise::budget::{MAX_RECORD, Previous, Record};
 use crate::supervise::mounts::INIT_STATE_DIR;
+use crate::sys::mount;
 
 const NAME: &str = "run";
 /// Words that survive a reset where the kernel has a place for them (pstore); nothing reads them but people and the next run.
@@ -27,10 +26,7 @@ pub(super) fn recall(by_watchdog: bool) -> Previous {
 
 /// Whether what is written outlives a reboot: on a disk, and it can be written to.
 fn lasting() -> bool {
-    // The second is `RAMFS_MAGIC` of `linux/magic.h`.
-    let volatile = [statfs::TMPFS_MAGIC, statfs::FsType(0x8584_58f6)];
-    let on_disk = statfs(INIT_STATE_DIR).is_ok_and(|found| !volatile.contains(&found.filesystem_type()));
-    on_disk && save("probe", b"").is_ok()
+    mount::lasts(Path::new(INIT_STATE_DIR)).unwrap_or(false) && save("probe", b"").is_ok()
 }
 
 /// Keeps `record`: the old one or the new one survives a power cut.
@@ -49,7 +45,7 @@ pub(super) fn remember(record: &Record) -> io::Result<()> {
     save(NAME, text.as_bytes())
 }
 
-fn save(name: &str, octets: &[u8]) -> io::Result<()> {
+pub(super) fn save(name: &str, octets: &[u8]) -> io::Result<()> {
     let (dir, fresh) = (Path::new(INIT_STATE_DIR), Path::new(INIT_STATE_DIR).join(format!("{name}.new")));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(octets)?;

@@ -1,4 +1,5 @@
-//! Takes in `pilotlight.toml` from the box's own partition for it and from sticks, before any service runs.
+//! Takes in `pilotlight.toml` from the box's own partition for it and from sticks, before any service runs; and mounts the
+//! stick that is plugged in later, for those services that read from it.
 //!
 //! An edge, because it mounts. What becomes of a file is decided in [`crate::settings::stick`]. A file system is looked at
 //! without a write to it; only one that has the file is made writable, for the report and to take the secrets out.
@@ -7,13 +8,19 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::mount::MsFlags;
 
+use super::devices::Devices;
 use super::disks;
 use super::log::{Level, Log};
+use crate::ipc;
+use crate::settings::desk::{Answer, Ask};
 use crate::settings::disk::Directory;
 use crate::settings::stick::{self, NAME, Outcome, Places};
+use crate::supervise::disk::Origin;
+use crate::supervise::plugs::PATH;
 use crate::supervise::services::{Service, service};
 use crate::sys::{mount, random};
 
@@ -22,6 +29,10 @@ const TARGET: &str = "/run/stick";
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 /// Tables that the image's kernel has whatever its defaults are; the names that are looked for are ASCII.
 const OPTIONS: &str = "codepage=437,iocharset=ascii";
+/// How long the service `settings` may take: it may have to start first.
+const SETTINGS_LIMIT: Duration = Duration::from_secs(60);
+/// The argument that makes `init` do this.
+pub const ARGUMENT: &str = "sticks";
 /// File systems that are looked at; a box with more has none of them for us.
 const MOST: usize = 16;
 
@@ -33,7 +44,7 @@ pub(super) fn take_in(own: Option<&Path>, partition: Option<PathBuf>, lasting: b
         let name = node.display();
         match look_at(&node, lasting) {
             Ok(Outcome::None | Outcome::Before) => {}
-            Ok(Outcome::Applied { lacks }) => {
+            Ok(Outcome::Applied { lacks, .. }) => {
                 log.line(Level::Info, &format!("{name}: {NAME} was taken in"));
                 for lack in lacks {
                     log.line(Level::Error, &format!("{name}: {lack}"));
@@ -49,6 +60,75 @@ pub(super) fn take_in(own: Option<&Path>, partition: Option<PathBuf>, lasting: b
             Err(error) => log.line(Level::Warning, &format!("{name} can't be looked at: {error}")),
         }
     }
+}
+
+/// Looks at what is plugged in now: `init sticks`, a process of its own, since a bad stick may keep it for long.
+///
+/// The first stick with a file for the box is mounted at [`PATH`] until it is pulled, so that bundles on it can be read, and
+/// by the services `settings` and `update` alone. Its configuration is the service's to take in, which runs by now: the stick
+/// can be written to for as long as that takes.
+pub fn plugged() {
+    let log = Log::open();
+    if let Some(mut devices) = Devices::open(&log) {
+        devices.coldplug();
+    }
+    let target = Path::new(PATH);
+    match mount::mounted_at(target) {
+        Ok(Some((device, node))) if Path::new("/sys/dev/block").join(&device).exists() => {
+            log.line(Level::Debug, &format!("{} stays at {PATH}", node.display()));
+            return;
+        }
+        Ok(Some((_, node))) => {
+            let gone = mount::unmount(target);
+            let how = gone.err().map_or_else(String::new, |error| format!(", and {PATH} can't be let go: {error}"));
+            log.line(Level::Info, &format!("{} was pulled{how}", node.display()));
+        }
+        Ok(None) => {}
+        Err(error) => log.line(Level::Warning, &format!("{PATH}: {error}")),
+    }
+    let origin = Origin::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    let own = disks::find(&origin).ok();
+    for node in disks::others(own.as_deref()).into_iter().filter(|node| is_fat(node)).take(MOST) {
+        match plug(&node, target, &log) {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => log.line(Level::Warning, &format!("{}: {error}", node.display())),
+        }
+    }
+}
+
+/// Mounts the stick at `node` if it has something for the box, and says whether it stays.
+fn plug(node: &Path, target: &Path, log: &Log) -> io::Result<bool> {
+    let (owner, reader) = (uid("settings")?, uid("update")?);
+    let options = format!("{OPTIONS},uid={owner},gid={reader},umask=0027");
+    fs::create_dir_all(target)?;
+    let mount = |more| mount::mount_device(node, "vfat", target, FLAGS | more, &options);
+    mount(MsFlags::MS_RDONLY)?;
+    let configures = fs::symlink_metadata(target.join(NAME)).is_ok();
+    let updates = crate::update::is_on(target);
+    if configures {
+        mount::unmount(target)?;
+        mount(MsFlags::empty()).or_else(|_| mount(MsFlags::MS_RDONLY))?;
+        log.line(Level::Info, &format!("{} has a {NAME}", node.display()));
+        let socket = service("settings").map(Service::socket).unwrap_or_default();
+        match ipc::ask_at::<Ask, Answer>(Path::new(&socket), &Ask::Stick, SETTINGS_LIMIT) {
+            Ok(Answer::Looked) => {}
+            Ok(_) => log.line(Level::Warning, &format!("{NAME} is not taken in: settings answers another question")),
+            Err(error) => log.line(Level::Warning, &format!("{NAME} is not taken in: {error}")),
+        }
+    }
+    if !updates {
+        mount::unmount(target)?;
+        return Ok(false);
+    }
+    // One that is read-only already stays so.
+    mount(MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?;
+    log.line(Level::Info, &format!("{} has an update for this box", node.display()));
+    Ok(true)
+}
+
+fn uid(name: &str) -> io::Result<u32> {
+    service(name).map(|service| service.uid).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Whether a block device begins like a FAT file system: the boot sector's mark, and its type where Microsoft's

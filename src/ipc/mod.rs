@@ -4,6 +4,7 @@
 //! connection, on which any number of requests wait for their answers at a time, and makes a new one when it is lost.
 //! On connecting the server greets with six octets, so that a refused client knows that it is refused.
 
+mod blocking;
 mod client;
 mod frame;
 pub mod init;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use blocking::ask_at;
 pub use client::Client;
 pub use server::{Peer, bind, serve};
 

@@ -12,9 +12,13 @@ use http::header::CONTENT_TYPE;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpConnectInfo;
 use tower::ServiceExt;
@@ -22,16 +26,48 @@ use tracing::{debug, info, warn};
 
 /// Connections at a time; a further one waits in the kernel's queue.
 const CONNECTIONS: usize = 1024;
-/// How long a client may take to send a request's header.
+/// Connections over TLS at a time: each holds some 50 KiB, in a service whose memory is limited.
+const TLS_CONNECTIONS: usize = 128;
+/// How long a client may take to send a request's header, or for the handshake of TLS.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long connections may take to end when the service does.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// What handlers find with a request that came over TLS.
+#[derive(Clone, Debug)]
+pub struct OverTls {
+    /// The fingerprint of the certificate that the client saw.
+    pub fingerprint: Arc<str>,
+}
+
+/// How connections are encrypted.
+#[derive(Clone)]
+struct Tls {
+    acceptor: TlsAcceptor,
+    over: OverTls,
+}
 
 /// Serves `router` on `listener` until `cancel`, then waits up to five seconds for requests under way.
 ///
 /// Handlers find the peer as axum's [`ConnectInfo<SocketAddr>`] and as tonic's [`TcpConnectInfo`]. HTTP/2 connections are
 /// pinged every 20 seconds, so that an agent that lost its power is noticed.
 pub async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) {
+    run(listener, None, CONNECTIONS, router, cancel).await;
+}
+
+/// [`serve`], over TLS. Handlers find [`OverTls`] besides.
+pub async fn serve_tls(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    over: OverTls,
+    router: Router,
+    cancel: CancellationToken,
+) {
+    let tls = Tls { acceptor: TlsAcceptor::from(config), over };
+    run(listener, Some(tls), TLS_CONNECTIONS, router, cancel).await;
+}
+
+async fn run(listener: TcpListener, tls: Option<Tls>, most: usize, router: Router, cancel: CancellationToken) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(true);
     builder
@@ -41,7 +77,7 @@ pub async fn serve(listener: TcpListener, router: Router, cancel: CancellationTo
         .keep_alive_timeout(Duration::from_secs(10))
         .max_concurrent_streams(128);
     let builder = Arc::new(builder);
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(most));
     let mut connections = JoinSet::new();
     info!(address = ?listener.local_addr().ok(), "HTTP listens");
     loop {
@@ -53,9 +89,20 @@ pub async fn serve(listener: TcpListener, router: Router, cancel: CancellationTo
         };
         match accepted {
             Ok((stream, peer, permit)) => {
-                let (builder, router, cancel) = (Arc::clone(&builder), router.clone(), cancel.clone());
+                let (builder, router, cancel, tls) =
+                    (Arc::clone(&builder), router.clone(), cancel.clone(), tls.clone());
                 connections.spawn(async move {
-                    connection(&builder, stream, peer, router, cancel).await;
+                    let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) };
+                    match tls {
+                        None => connection(&builder, stream, (peer, info, None), router, cancel).await,
+                        Some(Tls { acceptor, over }) => match timeout(HEADER_TIMEOUT, acceptor.accept(stream)).await {
+                            Ok(Ok(stream)) => {
+                                connection(&builder, stream, (peer, info, Some(over)), router, cancel).await;
+                            }
+                            Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
+                            Err(_) => debug!(%peer, "TLS handshake not finished"),
+                        },
+                    }
                     drop(permit);
                 });
             }
@@ -97,12 +144,11 @@ async fn accept(
 
 async fn connection(
     builder: &auto::Builder<TokioExecutor>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    (peer, info, over): (SocketAddr, TcpConnectInfo, Option<OverTls>),
     router: Router,
     cancel: CancellationToken,
 ) {
-    let info = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(peer) };
     let asked = Arc::new(AtomicBool::new(false));
     let service = {
         let asked = Arc::clone(&asked);
@@ -110,6 +156,9 @@ async fn connection(
             asked.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(ConnectInfo(peer));
             request.extensions_mut().insert(info.clone());
+            if let Some(over) = &over {
+                request.extensions_mut().insert(over.clone());
+            }
             router.clone().oneshot(request.map(axum::body::Body::new))
         })
     };

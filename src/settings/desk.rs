@@ -3,11 +3,13 @@
 //! An edge, because it reads and writes files and draws random numbers. One at a time: its callers hold a lock.
 
 use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::access::{self, Attempts, Code};
 use super::disk::{self, Directory};
+use super::stick::{self, Adopts, Outcome, Places};
 use super::{Answers, Fault, Kept, Settings};
 use crate::net::status::TrialStatus;
 use crate::secret::Secret;
@@ -24,6 +26,8 @@ pub enum Ask {
     Apply(Vec<(String, String)>),
     /// The setup code, as long as the screen shows it.
     Code,
+    /// Take in what lies on the stick that was plugged in. For init alone.
+    Stick,
 }
 
 /// What is answered.
@@ -37,6 +41,8 @@ pub enum Answer {
     Applied(Result<Applied, Vec<Fault>>),
     /// To [`Ask::Code`]: in groups of four; `None` once it was used.
     Code(Option<String>),
+    /// To [`Ask::Stick`]: the stick is needed no more. What became of it stands on it, and in the log.
+    Looked,
     /// It can't be done, and why.
     Failed(String),
     /// This user may not ask that.
@@ -160,6 +166,24 @@ impl Desk {
             self.code = hashed;
         }
         Ok(())
+    }
+
+    /// Takes in the configuration on the stick that is mounted at `stick`, unless that was done before. `lasting` says whether
+    /// what this box keeps outlives the power. Returns what became of it, and the configuration before. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When there are no random numbers.
+    pub fn take_in(&mut self, stick: &Path, net: &mut impl Adopts, lasting: bool) -> io::Result<(Outcome, Settings)> {
+        let before = disk::load(&self.files).settings;
+        let mut stick = Directory::new(stick, None);
+        let places = Places { settings: &mut self.files, net, stick: &mut stick, lasting };
+        let outcome = stick::take_in(places, random()?);
+        if let Outcome::Applied { .. } = outcome {
+            self.code = disk::code(&self.files).unwrap_or_else(|| self.code.clone());
+            self.trouble = None;
+        }
+        Ok((outcome, before))
     }
 
     /// Takes `answers` as the whole configuration; returns it, and the one before. Only the network is not its to keep.

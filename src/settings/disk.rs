@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
@@ -84,6 +84,18 @@ impl Directory {
             Some(uid) => std::os::unix::fs::chown(&self.path, Some(uid), Some(uid)),
             None => Ok(()),
         }
+    }
+
+    /// Replaces a file that the directory's group may read.
+    ///
+    /// # Errors
+    ///
+    /// The file system's.
+    pub fn write_for_all(&self, name: &str, octets: &[u8]) -> io::Result<()> {
+        let beside = self.path.join(format!("{name}.new"));
+        fs::write(&beside, octets)?;
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o640))?;
+        fs::rename(beside, self.path.join(name))
     }
 
     fn open(&self, name: &str, options: &mut OpenOptions) -> io::Result<File> {

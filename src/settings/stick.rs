@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::disk::{self, Files};
 use super::{Fault, MOST_OCTETS, Settings, access, file};
+use crate::net::config::Network;
 use crate::net::trial::{Record, Request, Trials};
 use crate::time::Uptime;
 
@@ -90,18 +91,44 @@ pub enum Outcome {
     Applied {
         /// What was not done all the same: the secrets still stand in it, or the network is not changed.
         lacks: Vec<String>,
+        /// What the box is set to now; nothing where it was taken in before, and could only not be scrubbed.
+        new: Option<Box<Settings>>,
     },
     /// It could not be read, or not be kept; the box is as it was, or takes it in again.
     Failed(io::Error),
 }
 
-/// The directories that taking a file in is about.
+/// Who keeps the network.
+pub trait Adopts {
+    /// Makes `network` the one that counts, without a trial: nobody is there to confirm it.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not kept; the one before counts then.
+    fn adopt(&mut self, network: &Network) -> io::Result<()>;
+}
+
+/// The directory of the service `net`, which must not run meanwhile.
+impl<F: Files> Adopts for F {
+    fn adopt(&mut self, network: &Network) -> io::Result<()> {
+        let record: Record =
+            self.read(NETWORK)?.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        if record.good == *network && record.tried.is_none() {
+            return Ok(());
+        }
+        let adopted = Trials::resume(record, 0).on_request(Uptime::default(), Request::Adopt(network.clone()), &[]);
+        let adopted = adopted.map_err(io::Error::other)?;
+        self.replace(NETWORK, &serde_json::to_vec_pretty(&adopted.record())?)
+    }
+}
+
+/// What taking a file in is about.
 #[derive(Debug)]
-pub struct Places<'a, F: Files, S: Files> {
+pub struct Places<'a, F: Files, N: Adopts, S: Files> {
     /// Where the box keeps its configuration.
     pub settings: &'a mut F,
-    /// Where the service `net` keeps its own; it must not run meanwhile.
-    pub net: &'a mut F,
+    /// Who keeps the network.
+    pub net: &'a mut N,
     /// Where [`NAME`] is looked for.
     pub stick: &'a mut S,
     /// Whether what the box keeps outlives the power. If not, the file counts until then, and is left as it is.
@@ -109,19 +136,19 @@ pub struct Places<'a, F: Files, S: Files> {
 }
 
 /// Takes the file in, unless that was done before. `salt` is random.
-pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> Outcome {
+pub fn take_in<F: Files, N: Adopts, S: Files>(places: Places<'_, F, N, S>, salt: [u8; 16]) -> Outcome {
     let Places { settings, net, stick, lasting } = places;
     let octets = match stick.read(NAME) {
         Ok(None) => return Outcome::None,
         Ok(Some(octets)) => octets,
-        Err(error) => return report(stick, Outcome::Failed(error), None),
+        Err(error) => return report(stick, Outcome::Failed(error)),
     };
     let mut memory: Memory = match settings.read(TAKEN) {
         // What can't be read is forgotten; the worst is that a file is taken in twice.
         Ok(text) => {
             text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Memory { salt, files: Vec::new() })
         }
-        Err(error) => return report(stick, Outcome::Failed(error), None),
+        Err(error) => return report(stick, Outcome::Failed(error)),
     };
     let plain = hash(&octets);
     if memory.files.iter().any(|one| one.scrubbed == plain) {
@@ -129,7 +156,7 @@ pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> 
     }
     let parsed = file::parse(&octets);
     let Some(original) = access::hash(&octets, memory.salt).map(hex::encode) else {
-        return report(stick, Outcome::Failed(io::ErrorKind::OutOfMemory.into()), None);
+        return report(stick, Outcome::Failed(io::ErrorKind::OutOfMemory.into()));
     };
     // Half scrubbed when the power went away, or a copy of what was taken in before.
     let again = memory.files.iter_mut().find_map(|one| match &one.pending {
@@ -138,7 +165,7 @@ pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> 
     });
     if let Some((secrets, one)) = again {
         if let Err(error) = stick.overwrite(NAME, &scrub(&octets, &secrets)) {
-            return report(stick, Outcome::Applied { lacks: vec![still_there(&error)] }, None);
+            return report(stick, Outcome::Applied { lacks: vec![still_there(&error)], new: None });
         }
         one.pending = None;
         // Kept too long, it costs nothing but the room.
@@ -151,16 +178,16 @@ pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> 
         (faults, Ok(new)) if faults.is_empty() => new,
         (mut faults, read) => {
             faults.extend(read.err().unwrap_or_default());
-            return report(stick, Outcome::Faults(faults), None);
+            return report(stick, Outcome::Faults(faults));
         }
     };
     if !lasting {
         let lacks = vec![
             "the box has no disk to keep it on: it counts until the power goes away; the file is as it was".to_owned(),
         ];
-        return match disk::save(settings, &new, salt).and_then(|()| adopt(net, &new)) {
-            Ok(()) => report(stick, Outcome::Applied { lacks }, Some(&new)),
-            Err(error) => report(stick, Outcome::Failed(error), None),
+        return match disk::save(settings, &new, salt).and_then(|()| net.adopt(new.network())) {
+            Ok(()) => report(stick, Outcome::Applied { lacks, new: Some(Box::new(new)) }),
+            Err(error) => report(stick, Outcome::Failed(error)),
         };
     }
     let scrubbed = scrub(&octets, &parsed.secrets);
@@ -168,10 +195,11 @@ pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> 
     let note = Taken { original, scrubbed: hash(&scrubbed), pending };
     memory.files.truncate(MOST_TAKEN - 1);
     memory.files.insert(0, note);
-    let kept =
-        disk::save(settings, &new, salt).and_then(|()| adopt(net, &new)).and_then(|()| remember(settings, &memory));
+    let kept = disk::save(settings, &new, salt)
+        .and_then(|()| net.adopt(new.network()))
+        .and_then(|()| remember(settings, &memory));
     if let Err(error) = kept {
-        return report(stick, Outcome::Failed(error), None);
+        return report(stick, Outcome::Failed(error));
     }
     // On the disk by now: from here on the stick need not hold them.
     let mut lacks = Vec::new();
@@ -185,7 +213,7 @@ pub fn take_in<F: Files, S: Files>(places: Places<'_, F, S>, salt: [u8; 16]) -> 
             Err(error) => lacks.push(still_there(&error)),
         }
     }
-    report(stick, Outcome::Applied { lacks }, Some(&new))
+    report(stick, Outcome::Applied { lacks, new: Some(Box::new(new)) })
 }
 
 fn remember(settings: &mut impl Files, memory: &Memory) -> io::Result<()> {
@@ -194,18 +222,6 @@ fn remember(settings: &mut impl Files, memory: &Memory) -> io::Result<()> {
 
 fn still_there(error: &io::Error) -> String {
     format!("the secrets still stand in {NAME} and could not be removed: {error}; delete the file yourself")
-}
-
-/// Makes the network of `settings` the one that counts, without a trial: nobody is there to confirm it.
-fn adopt(net: &mut impl Files, settings: &Settings) -> io::Result<()> {
-    let record: Record = net.read(NETWORK)?.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    if record.good == *settings.network() && record.tried.is_none() {
-        return Ok(());
-    }
-    let adopted =
-        Trials::resume(record, 0).on_request(Uptime::default(), Request::Adopt(settings.network().clone()), &[]);
-    let adopted = adopted.map_err(io::Error::other)?;
-    net.replace(NETWORK, &serde_json::to_vec_pretty(&adopted.record())?)
 }
 
 /// The file without its secrets: each is an empty text now, of the same length with the blanks behind it, so that nothing
@@ -229,35 +245,38 @@ fn hash(octets: &[u8]) -> String {
 }
 
 /// Writes the report of `outcome`, unless it stands there already.
-fn report(stick: &mut impl Files, outcome: Outcome, settings: Option<&Settings>) -> Outcome {
-    let text = words(&outcome, settings);
+fn report(stick: &mut impl Files, outcome: Outcome) -> Outcome {
+    let text = words(&outcome);
     let stands = stick.read(REPORT).is_ok_and(|before| before.is_some_and(|before| before == text.as_bytes()));
     if !stands && let Err(error) = stick.write(REPORT, text.as_bytes()) {
         // A stick that can't be written to is taken in all the same.
-        if let Outcome::Applied { lacks } = outcome {
+        if let Outcome::Applied { lacks, new } = outcome {
             let lacks = lacks.into_iter().chain([format!("{REPORT} could not be written: {error}")]).collect();
-            return Outcome::Applied { lacks };
+            return Outcome::Applied { lacks, new };
         }
     }
     outcome
 }
 
 /// The report. Holds no secret.
-fn words(outcome: &Outcome, settings: Option<&Settings>) -> String {
+fn words(outcome: &Outcome) -> String {
     let mut text = format!("What became of {NAME}\n\n");
     // Writing into a String cannot fail.
     let _ = match outcome {
         Outcome::None | Outcome::Before => Ok(()),
         Outcome::Failed(error) => {
-            writeln!(text, "It could not be taken in, and is looked at again at the next boot: {error}")
+            writeln!(
+                text,
+                "It could not be taken in, and is looked at again at the next boot, or when the stick is plugged in again: {error}"
+            )
         }
         Outcome::Faults(faults) => {
             let _ = writeln!(text, "NOTHING of it counts. What is wrong ({}):\n", faults.len());
             faults.iter().try_for_each(|fault| writeln!(text, "- {fault}"))
         }
-        Outcome::Applied { lacks } => {
+        Outcome::Applied { lacks, new } => {
             let _ = writeln!(text, "It was taken in; this is what the box is set to now:\n");
-            if let Some(settings) = settings {
+            if let Some(settings) = new {
                 let answers = settings.answers();
                 for path in answers.paths() {
                     let secret = settings.secret(path).is_some();

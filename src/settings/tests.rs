@@ -395,7 +395,7 @@ fn a_power_cut_at_any_write_loses_neither_the_settings_nor_the_secrets() {
     let stick = BTreeMap::from([(stick::NAME.to_owned(), site("a").into_bytes())]);
     let before = [BTreeMap::new(), BTreeMap::new(), stick];
     let mut whole = boxed(before.clone());
-    assert!(matches!(insert(&mut whole), Outcome::Applied { lacks } if lacks.is_empty()));
+    assert!(matches!(insert(&mut whole), Outcome::Applied { lacks, .. } if lacks.is_empty()));
     let states = whole[0].states.borrow().clone();
     let mut now = before;
     let mut checked = 0;
@@ -461,7 +461,7 @@ fn a_box_that_forgets_leaves_the_secrets_where_they_are() {
     let mut parts = boxed([BTreeMap::new(), BTreeMap::new(), BTreeMap::from([(stick::NAME.to_owned(), file.clone())])]);
     let [settings, net, stick] = &mut parts;
     let outcome = stick::take_in(Places { settings, net, stick, lasting: false }, [9; 16]);
-    assert!(matches!(outcome, Outcome::Applied { lacks } if lacks.len() == 1));
+    assert!(matches!(outcome, Outcome::Applied { lacks, .. } if lacks.len() == 1));
     assert_eq!((&parts[2].files[stick::NAME], disk::load(&parts[0]).kept.key), (&file, true));
     assert!(!parts[0].files.contains_key(stick::TAKEN));
 }

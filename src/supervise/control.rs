@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::cmdline::Slot;
+use super::install::Installation;
 use super::memory::Memory;
 use super::services;
 use crate::slots;
@@ -49,6 +50,16 @@ pub enum Request {
     Choose(slots::Slot),
     /// Start these services anew: what they are told when they start has changed.
     Restart(Services),
+    /// Look which disks are there besides the one that the box runs from; [`Status::installation`] has them then.
+    Survey,
+    /// Copy the system that runs to this disk, of which everything is lost. Accepted once it begins;
+    /// [`Status::installation`] says how it goes.
+    Install {
+        /// The disk, by a name that [`Request::Survey`] found.
+        name: String,
+        /// How large it is: names move on when disks come and go.
+        octets: u64,
+    },
 }
 
 /// Some services of the table.
@@ -110,6 +121,8 @@ pub struct Status {
     pub recovery: bool,
     /// What the slot records say; `None` where there are none, or nobody has read them yet.
     pub records: Option<SlotRecords>,
+    /// Disks that the system may be copied to, and how that goes.
+    pub installation: Installation,
     /// The machine's memory; `None` where the kernel does not say.
     pub memory: Option<Memory>,
 }
@@ -193,9 +206,13 @@ fn is_duty(service: &str, request: &Request) -> bool {
     match request {
         Request::Status => true,
         Request::Reboot => matches!(service, "web" | "console" | "update"),
-        Request::PowerOff | Request::FactoryReset | Request::Recovery | Request::Normal | Request::Choose(_) => {
-            matches!(service, "web" | "console")
-        }
+        Request::PowerOff
+        | Request::FactoryReset
+        | Request::Recovery
+        | Request::Normal
+        | Request::Choose(_)
+        | Request::Survey
+        | Request::Install { .. } => matches!(service, "web" | "console"),
         Request::Withdraw(_) | Request::Try { .. } => service == "update",
         Request::Restart(_) => service == "settings",
     }
@@ -207,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    fn all() -> [Request; 10] {
+    fn all() -> [Request; 12] {
         let longest = slots::Version::parse(&format!("1.2.3-{}", "x".repeat(34))).unwrap();
         [
             Request::Status,
@@ -220,6 +237,8 @@ mod tests {
             Request::Try { slot: slots::Slot::B, version: longest, asked: true },
             Request::Choose(slots::Slot::B),
             Request::Restart(Services(u32::MAX)),
+            Request::Survey,
+            Request::Install { name: "x".repeat(31), octets: u64::MAX },
         ]
     }
 

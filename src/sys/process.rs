@@ -119,16 +119,17 @@ pub fn spawn(
     i32::try_from(child.id()).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// Starts this program once more with `argument`, in a session of its own, with no signal blocked and nothing taken away.
-/// Returns its process ID.
+/// Starts this program once more with `arguments`, in a session of its own, with no signal blocked and nothing taken away.
+/// What it writes to its output goes to `output`, or where this process' errors go. Returns its process ID.
 ///
 /// # Errors
 ///
 /// When it can't be executed.
-pub fn spawn_self(argument: &str) -> io::Result<i32> {
+pub fn spawn_self(arguments: &[&str], output: Option<OwnedFd>) -> io::Result<i32> {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("init").arg(argument).env_clear().current_dir("/");
-    command.stdin(Stdio::null()).stdout(io::stderr()).stderr(Stdio::inherit());
+    command.arg0("init").args(arguments).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    command.stdout(output.map_or_else(|| io::stderr().into(), Stdio::from));
     let release = || -> io::Result<()> {
         setsid()?;
         SigSet::empty().thread_set_mask()?;

@@ -8,7 +8,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 
-/// A socket on which the kernel tells of devices. What it says is not read: sysfs is looked at instead.
+/// Octets of a message, as the kernel limits them (`UEVENT_BUFFER_SIZE` of linux/kobject.h, and the path before).
+const LONGEST: usize = 4096;
+
+/// A socket on which the kernel tells of devices. Of what it says, no more than the kind is read: sysfs is looked at instead.
 #[derive(Debug)]
 pub struct Uevents(OwnedFd);
 
@@ -37,31 +40,54 @@ impl Uevents {
         let millis = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX);
         match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::from(millis)) {
             Ok(0) | Err(Errno::EINTR) => Ok(false),
-            Ok(_) => self.drain().map(|()| true),
+            Ok(_) => self.drain().map(|_| true),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Takes away all that was said.
+    /// Takes away all that was said. Says whether it may have been about a disk.
     ///
     /// # Errors
     ///
     /// The kernel's.
-    pub fn drain(&self) -> io::Result<()> {
-        let mut ignored = [0; 64];
+    pub fn drain(&self) -> io::Result<bool> {
+        let mut octets = [0; LONGEST];
+        let mut of_disks = false;
         loop {
-            match recv(self.0.as_raw_fd(), &mut ignored, MsgFlags::empty()) {
-                // An overrun means that something was said.
-                Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS) => {}
-                Err(Errno::EAGAIN) => return Ok(()),
+            match recv(self.0.as_raw_fd(), &mut octets, MsgFlags::empty()) {
+                Ok(length) => of_disks |= is_of_disk(octets.get(..length).unwrap_or_default()),
+                Err(Errno::EINTR) => {}
+                // What was lost may have been anything.
+                Err(Errno::ENOBUFS) => of_disks = true,
+                Err(Errno::EAGAIN) => return Ok(of_disks),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 }
 
+/// Whether a message is about a block device, or about one on a bus that has no driver yet: `NAME=value` texts, each with a
+/// zero behind it (lib/kobject_uevent.c).
+fn is_of_disk(message: &[u8]) -> bool {
+    let mut texts = message.split(|octet| *octet == 0);
+    texts.any(|text| text == b"SUBSYSTEM=block" || text.starts_with(b"MODALIAS="))
+}
+
 impl AsFd for Uevents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_and_what_may_become_one_are_told_from_the_rest() {
+        assert!(is_of_disk(b"add@/devices/x/block/sdb\0ACTION=add\0SUBSYSTEM=block\0DEVTYPE=disk\0"));
+        assert!(is_of_disk(b"add@/devices/usb1\0MODALIAS=usb:v0781p5581\0SUBSYSTEM=usb\0"));
+        assert!(!is_of_disk(b"add@/devices/virtual/net/veth0\0ACTION=add\0SUBSYSTEM=net\0"));
+        assert!(!is_of_disk(b"") && !is_of_disk(b"XSUBSYSTEM=block"));
     }
 }

@@ -48,6 +48,9 @@ pub enum Refused {
     /// It can't be read.
     #[error("can't read the bundle")]
     Read(#[source] io::Error),
+    /// A release was built without a key, and nobody gave one since.
+    #[error("this box trusts no key: its system was built without one, so that it takes no update at all")]
+    NoKey,
     /// The key that signed it is not trusted here.
     #[error("the bundle is signed by the key {0}, which this box does not trust")]
     ForeignKey(KeyId),
@@ -138,6 +141,9 @@ pub fn open(reader: &mut impl Read, keys: &[VerifyingKey]) -> Result<Bundle, Ref
     let (magic, rest) = head.split_at(MAGIC.len());
     if magic != MAGIC {
         return Err(Refused::NoBundle);
+    }
+    if keys.is_empty() {
+        return Err(Refused::NoKey);
     }
     let (named, length) = rest.split_at(8);
     let length = length.try_into().map(u32::from_le_bytes).map_err(|_| Refused::Malformed)?;

@@ -103,12 +103,21 @@ fn keygen(private: &Path) -> anyhow::Result<()> {
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(seed.as_mut()).context("no randomness")?;
     let key = SigningKey::from_bytes(&seed);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(private);
-    let file = file.as_mut().map_err(|error| anyhow::anyhow!("can't make {}: {error}", private.display()))?;
-    writeln!(file, "{}", *Zeroizing::new(hex::encode(*seed)))?;
     let mut public = private.as_os_str().to_owned();
     public.push(".pub");
-    fs::write(&public, format!("{}\n", hex::encode(key.verifying_key().as_bytes())))?;
+    // Neither takes the place of another: who has lost a private key still has boxes that trust the public one.
+    let make = |path: &Path, mode, text: &str| -> anyhow::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        let mut file = file.with_context(|| format!("can't make {}", path.display()))?;
+        writeln!(file, "{text}")?;
+        Ok(file.sync_all()?)
+    };
+    make(Path::new(&public), 0o644, &hex::encode(key.verifying_key().as_bytes()))?;
+    if let Err(error) = make(private, 0o600, &Zeroizing::new(hex::encode(*seed))) {
+        // Its other half is nowhere.
+        fs::remove_file(&public)?;
+        return Err(error);
+    }
     Ok(writeln!(std::io::stdout(), "key {}", KeyId::of(&key.verifying_key()))?)
 }
 

@@ -42,4 +42,5 @@ mod write;
 
 pub use bundle::{Bundle, KeyId, MAGIC, Refused, Terms, open, sign};
 pub use manifest::{Hash, LARGEST_CHUNK, LARGEST_IMAGE, Manifest};
+pub use stick::is_on;
 pub use write::{Blocks, Failed, SlotDevice, Source, write};

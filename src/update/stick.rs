@@ -38,6 +38,11 @@ pub fn look(directory: &Path) -> Vec<Found> {
     all
 }
 
+/// Whether there is a bundle in `directory`, as far as names go.
+pub fn is_on(directory: &Path) -> bool {
+    !look(directory).is_empty()
+}
+
 /// The bundle `name` in `directory`, if it is one that [`look`] finds.
 ///
 /// # Errors

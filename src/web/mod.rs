@@ -3,7 +3,10 @@
 //! An edge: HTTP, and the wall clock for "3 min ago". What is shown is decided in `view` and `metrics`, which are
 //! functions of a snapshot. The page is whole without a script; the script keeps it current over server-sent events.
 
+pub mod encrypted;
 pub mod guard;
+pub mod identity;
+pub mod install;
 mod live;
 mod metrics;
 mod multipart;

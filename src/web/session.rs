@@ -64,9 +64,11 @@ impl Token {
         self.form_token().as_bytes().ct_eq(brought.as_bytes()).into()
     }
 
-    /// The value of the `Set-Cookie` header that hands it to a browser.
-    pub fn cookie(&self) -> String {
-        format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict; Max-Age={}", self.0, LONGEST.as_secs())
+    /// The value of the `Set-Cookie` header that hands it to a browser. One that was begun over TLS, as `encrypted` says, is
+    /// never sent in the clear.
+    pub fn cookie(&self, encrypted: bool) -> String {
+        let secure = if encrypted { "; Secure" } else { "" };
+        format!("{COOKIE}={}; Path=/; HttpOnly; SameSite=Strict{secure}; Max-Age={}", self.0, LONGEST.as_secs())
     }
 }
 
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     fn with_cookie(token: &Token) -> HeaderMap {
-        let cookie = token.cookie();
+        let cookie = token.cookie(false);
         let pair = cookie.split(';').next().unwrap();
         HeaderMap::from_iter([(header::COOKIE, HeaderValue::from_str(&format!("a=b; {pair}")).unwrap())])
     }
@@ -172,7 +174,7 @@ mod tests {
         let (sessions, start) = (Sessions::default(), Uptime::from_secs(10));
         let token = sessions.begin(start, [1; 32]);
         let headers = with_cookie(&token);
-        assert!(token.cookie().contains("HttpOnly; SameSite=Strict"));
+        assert!(token.cookie(false).contains("HttpOnly; SameSite=Strict;") && token.cookie(true).contains("; Secure;"));
         let at = |secs: u64| start + Duration::from_secs(secs);
         assert_eq!(sessions.of(&headers, at(1_700)), Some(token.clone()));
         assert_eq!(sessions.of(&headers, at(1_700 + 1_801)), None);

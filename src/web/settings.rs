@@ -1,8 +1,7 @@
 //! The configuration on the page: the setup code, one plain form over the schema, and the button that keeps a network.
 //!
 //! An edge: HTTP. What fields there are and what is wrong with them is decided in [`crate::settings`]; who keeps it all is
-//! behind [`Backend`]. Works without a script. The page speaks HTTP in the clear for now: who can listen between a browser
-//! and the box learns the setup code and the key, so that both belong on a network of one's own until it speaks TLS.
+//! behind [`Backend`]. Works without a script. Where the box serves TLS, the form is shown there alone; see [`super::encrypted`].
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,7 +18,8 @@ use axum::routing::{get, post};
 use tonic::transport::server::TcpConnectInfo;
 
 use super::session::{SIGN_IN, Sessions, Token, is_same_origin};
-use super::{html, view};
+use super::{encrypted, html, view};
+use crate::netboot::serve::OverTls;
 use crate::secret::Secret;
 use crate::settings::desk::{Applied, Refusal, Shown};
 use crate::settings::form::{self, Group};
@@ -92,6 +92,8 @@ pub fn router(backend: Arc<dyn Backend>, sessions: Sessions) -> Router {
 #[template(path = "enter.html", config = "src/web/askama.toml")]
 struct Enter<'a> {
     trouble: &'a str,
+    /// The certificate's that the page came under; empty in the clear.
+    fingerprint: String,
 }
 
 #[derive(Template)]
@@ -105,20 +107,23 @@ struct Form<'a> {
     elsewhere: Vec<String>,
     shown: &'a Shown,
     retype: bool,
+    /// As that of [`Enter`].
+    fingerprint: String,
 }
 
-async fn show(State(setup): State<Setup>, headers: HeaderMap) -> Response {
+async fn show(State(setup): State<Setup>, over: Option<Extension<OverTls>>, headers: HeaderMap) -> Response {
+    let fingerprint = encrypted::fingerprint(over.as_ref());
     let Some(token) = setup.sessions.of(&headers, Uptime::now()) else {
-        return html(StatusCode::OK, &Enter { trouble: "" });
+        return html(StatusCode::OK, &Enter { trouble: "", fingerprint });
     };
     let notes = setup.sessions.notes(&token);
-    page(&setup, &token, StatusCode::OK, notes, None).await
+    page(&setup, (&token, fingerprint), StatusCode::OK, notes, None).await
 }
 
 /// The form, filled in with what the box is set to, or with what was sent and is wrong.
 async fn page(
     setup: &Setup,
-    token: &Token,
+    (token, fingerprint): (&Token, String),
     status: StatusCode,
     notes: Vec<String>,
     wrong: Option<(Answers, Vec<Fault>)>,
@@ -141,40 +146,44 @@ async fn page(
         elsewhere,
         shown: &shown,
         retype,
+        fingerprint,
     };
     html(status, &form)
 }
 
-async fn enter(State(setup): State<Setup>, request: Request) -> Response {
+async fn enter(State(setup): State<Setup>, over: Option<Extension<OverTls>>, request: Request) -> Response {
+    let refuse =
+        |status, trouble: &str| html(status, &Enter { trouble, fingerprint: encrypted::fingerprint(over.as_ref()) });
     if !is_same_origin(request.headers()) {
-        return html(StatusCode::FORBIDDEN, &Enter { trouble: "The request came from another site." });
+        return refuse(StatusCode::FORBIDDEN, "The request came from another site.");
     }
     let Ok(pairs) = read_form(request.into_body()).await else {
-        return html(StatusCode::BAD_REQUEST, &Enter { trouble: "That was no form." });
+        return refuse(StatusCode::BAD_REQUEST, "That was no form.");
     };
     let code = pairs.into_iter().find_map(|(name, text)| (name == "code").then_some(text)).unwrap_or_default();
     match setup.backend.enter(code).await {
         Ok(Ok(())) => {
             let mut random = [0; 32];
             if getrandom::fill(&mut random).is_err() {
-                return html(StatusCode::SERVICE_UNAVAILABLE, &Enter { trouble: "There are no random numbers yet." });
+                return refuse(StatusCode::SERVICE_UNAVAILABLE, "There are no random numbers yet.");
             }
             let token = setup.sessions.begin(Uptime::now(), random);
             tracing::info!("the setup code was entered on the page");
-            ([(header::SET_COOKIE, token.cookie())], Redirect::to(SIGN_IN)).into_response()
+            ([(header::SET_COOKIE, token.cookie(over.is_some()))], Redirect::to(SIGN_IN)).into_response()
         }
         Ok(Err(refusal)) => {
             let status = match refusal {
                 Refusal::Wrong => StatusCode::FORBIDDEN,
                 Refusal::Wait(_) => StatusCode::TOO_MANY_REQUESTS,
             };
-            html(status, &Enter { trouble: &sentence(&refusal.to_string()) })
+            refuse(status, &sentence(&refusal.to_string()))
         }
-        Err(away) => html(StatusCode::SERVICE_UNAVAILABLE, &Enter { trouble: &sentence(&away) }),
+        Err(away) => refuse(StatusCode::SERVICE_UNAVAILABLE, &sentence(&away)),
     }
 }
 
-async fn apply(State(setup): State<Setup>, request: Request) -> Response {
+async fn apply(State(setup): State<Setup>, over: Option<Extension<OverTls>>, request: Request) -> Response {
+    let fingerprint = encrypted::fingerprint(over.as_ref());
     let (token, pairs) = match admitted(&setup, request).await {
         Ok(admitted) => admitted,
         Err(refused) => return refused,
@@ -182,7 +191,14 @@ async fn apply(State(setup): State<Setup>, request: Request) -> Response {
     let answers = match Answers::new(pairs) {
         Ok(answers) => answers,
         Err(error) => {
-            return page(&setup, &token, StatusCode::BAD_REQUEST, vec![sentence(&error.to_string())], None).await;
+            return page(
+                &setup,
+                (&token, fingerprint),
+                StatusCode::BAD_REQUEST,
+                vec![sentence(&error.to_string())],
+                None,
+            )
+            .await;
         }
     };
     match setup.backend.apply(answers.clone()).await {
@@ -191,11 +207,18 @@ async fn apply(State(setup): State<Setup>, request: Request) -> Response {
             Redirect::to(SIGN_IN).into_response()
         }
         Ok(Err(faults)) => {
-            page(&setup, &token, StatusCode::UNPROCESSABLE_ENTITY, Vec::new(), Some((answers, faults))).await
+            page(&setup, (&token, fingerprint), StatusCode::UNPROCESSABLE_ENTITY, Vec::new(), Some((answers, faults)))
+                .await
         }
         Err(away) => {
-            page(&setup, &token, StatusCode::SERVICE_UNAVAILABLE, vec![sentence(&away)], Some((answers, Vec::new())))
-                .await
+            page(
+                &setup,
+                (&token, fingerprint),
+                StatusCode::SERVICE_UNAVAILABLE,
+                vec![sentence(&away)],
+                Some((answers, Vec::new())),
+            )
+            .await
         }
     }
 }

@@ -178,7 +178,7 @@ async fn stick(State(service): State<Service>, form: String) -> Response {
 }
 
 /// The fields of a form without a file, which are written as those of a URL are.
-fn fields<T: DeserializeOwned>(form: &str) -> Option<T> {
+pub(super) fn fields<T: DeserializeOwned>(form: &str) -> Option<T> {
     let uri: Uri = format!("/?{form}").parse().ok()?;
     Query::try_from_uri(&uri).ok().map(|Query(fields)| fields)
 }

@@ -36,6 +36,14 @@ impl Guid {
         octets[6..8].reverse();
         Some(Self(octets))
     }
+
+    /// The GUID of these random octets (RFC 9562, section 5.4).
+    pub fn random(mut octets: [u8; 16]) -> Self {
+        // Of a number that lies little-endian, and of octets.
+        octets[7] = octets[7] & 0x0f | 0x40;
+        octets[8] = octets[8] & 0x3f | 0x80;
+        Self(octets)
+    }
 }
 
 /// Why a sector is no header that counts.
@@ -221,6 +229,16 @@ impl Table {
         self
     }
 
+    /// The same table with other identifiers, of the disk and of each partition, that `next` gives.
+    pub fn renamed(mut self, mut next: impl FnMut() -> Guid) -> Self {
+        self.header.disk = next();
+        for entry in self.entries.chunks_exact_mut(ENTRY).filter(|entry| entry[..16] != [0; 16]) {
+            entry[16..32].copy_from_slice(&next().0);
+        }
+        self.header.entries_crc = crc32(&self.entries[..self.header.count as usize * ENTRY]);
+        self
+    }
+
     /// The primary table of a disk of `sectors`: at its beginning, with its backup at the end. Usable ends before that.
     pub fn primary(mut self, sectors: u64) -> Self {
         self.header.own = 1;
@@ -301,6 +319,12 @@ mod tests {
         assert_eq!(esp.0[8..], [0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b]);
         assert_eq!(Guid::parse("c12a7328-f81f-11d2-ba4b-00a0c93ec93"), None);
         assert_eq!(Guid::parse("c12a7328-f81f-11d2-ba4b-00a0c93ec9+b"), None);
+    }
+
+    #[test]
+    fn a_random_guid_says_so() {
+        let text = "ffffffff-ffff-4fff-bfff-ffffffffffff";
+        assert_eq!(Some(Guid::random([0xff; 16])), Guid::parse(text));
     }
 
     #[test]

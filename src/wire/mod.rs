@@ -5,3 +5,4 @@ pub mod gpt;
 pub mod ipmi;
 pub mod journal;
 pub mod tunnel;
+pub mod x509;

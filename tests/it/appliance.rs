@@ -4,6 +4,7 @@
 //! The image is the one that `just image-dev` made last; without one the tests say so.
 
 mod idle;
+mod install;
 mod meter;
 mod rack;
 mod second;

@@ -50,6 +50,7 @@ fn view() -> View {
         network: Some(NetworkStatus { links: vec![link], hostname: "büro".into(), ..NetworkStatus::default() }),
         provider: None,
         setup: Setup::Code(Secret::new("4821-9930".to_owned())),
+        certificate: None,
     }
 }
 

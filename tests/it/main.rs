@@ -46,6 +46,7 @@ mod slots_grub;
 mod store;
 mod takeover;
 mod telemetry;
+mod tls;
 mod tunnel;
 mod tunnel_interop;
 mod update;

@@ -4,16 +4,18 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use base64::Engine;
 use http_body_util::BodyExt;
+use pilotlight::ipc::ask_at;
 use pilotlight::secret::Secret;
 use pilotlight::settings::Answers;
 use pilotlight::settings::Fault;
-use pilotlight::settings::desk::{Applied, Refusal, Shown};
+use pilotlight::settings::desk::{Answer, Applied, Ask, Refusal, Shown};
 use pilotlight::web::session::Sessions;
 use pilotlight::web::settings::{Backend, router};
 use tower::ServiceExt;
@@ -44,6 +46,7 @@ impl Services {
             .args(["service", name, "--web-listen-address=127.0.0.1:0"])
             .arg(format!("--run-dir={}", run.display()))
             .arg(format!("--state-dir={}", state.display()))
+            .arg(format!("--update-stick-path={}", self.stick().display()))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -62,6 +65,11 @@ impl Services {
         }
         // What it says further must not stop it.
         std::thread::spawn(move || drop(std::io::copy(&mut log.by_ref(), &mut std::io::sink())));
+    }
+
+    /// Where a stick is mounted.
+    fn stick(&self) -> PathBuf {
+        self.root.path().join("stick")
     }
 
     fn kept(&self, name: &str) -> PathBuf {
@@ -92,6 +100,42 @@ fn key() -> String {
 
 fn fill(browser: &mut Browser, name: &str, text: &str) {
     browser.evaluate(&format!("document.getElementsByName({name:?})[0].value = {text:?}"));
+}
+
+#[test]
+fn a_stick_is_taken_in_by_the_service_that_runs() {
+    if !nix::unistd::geteuid().is_root() {
+        super::peers::say("skipped: only root may say that there is a stick");
+        return;
+    }
+    let services = Services::start();
+    let stick = services.stick();
+    std::fs::create_dir(&stick).unwrap();
+    let key = key();
+    let wrong = "hostname = \"-\"\n[omni]\nendpoint = 7\n";
+    let right = format!("hostname = \"rack7\"\n[omni]\nendpoint = \"https://omni.example.org\"\nkey = \"{key}\"\n");
+    let socket = services.root.path().join("run/settings/settings.sock");
+    let report = || std::fs::read_to_string(stick.join("pilotlight-report.txt")).unwrap();
+    for (text, said) in [(wrong, "NOTHING of it counts"), (right.as_str(), "- hostname = rack7\n")] {
+        std::fs::write(stick.join("pilotlight.toml"), text).unwrap();
+        // The second time it is known.
+        for _ in 0..2 {
+            let answer = ask_at::<Ask, Answer>(&socket, &Ask::Stick, Duration::from_secs(100));
+            assert!(matches!(answer, Ok(Answer::Looked)));
+            assert!(report().contains(said), "{}", report());
+        }
+        assert_eq!(services.kept("settings.toml").exists(), text == right);
+    }
+    assert_eq!(std::fs::read_to_string(services.kept("key")).unwrap(), key);
+    let left = std::fs::read_to_string(stick.join("pilotlight.toml")).unwrap();
+    assert!(!left.contains(&key) && left.len() == right.len(), "{left}");
+    let (flags, settings) = (services.kept("flags"), services.kept("settings.toml"));
+    assert!(std::fs::read_to_string(flags).unwrap().contains("--omni-api-endpoint=https://omni.example.org"));
+    assert!(std::fs::read_to_string(settings).unwrap().contains("rack7"));
+    // A stick that was pulled is no fault of the service.
+    std::fs::remove_dir_all(&stick).unwrap();
+    let answer = ask_at::<Ask, Answer>(&socket, &Ask::Stick, Duration::from_secs(100));
+    assert!(matches!(answer, Ok(Answer::Looked)));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use ed25519_dalek::{SigningKey, VerifyingKey};
@@ -67,6 +68,7 @@ fn a_bundle_is_taken_or_refused_by_name() {
     let foreign = SigningKey::from_bytes(&[8; 32]);
     let found = offer(&signed(&manifest(), &foreign, &[]), "1.1.0", |_| {});
     assert!(matches!(found, Err(Refused::ForeignKey(id)) if id == KeyId::of(&foreign.verifying_key())));
+    assert!(matches!(offer(&good, "1.1.0", |terms| terms.keys = &[]), Err(Refused::NoKey)));
     assert!(matches!(
         offer(&good, "1.1.0", |terms| terms.compatible = "pilotlight-aarch64"),
         Err(Refused::ForeignCompatible { .. })
@@ -351,8 +353,22 @@ fn the_command_makes_what_it_inspects() {
         (output.status.success(), text)
     };
     std::fs::write(dir.path().join("slot.img"), image(3_000_000)).expect("an image");
-    assert!(run(&["keygen", "key"]).0);
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect("it is there");
+    let (made, said) = run(&["keygen", "key"]);
+    assert!(made && !said.contains(read("key").trim()), "the private key is printed");
+    let mode = |name: &str| std::fs::metadata(dir.path().join(name)).expect("it is there").mode() & 0o777;
+    assert_eq!((mode("key"), mode("key.pub") & 0o200), (0o600, 0o200));
+    let before = (read("key"), read("key.pub"));
     assert!(!run(&["keygen", "key"]).0, "a key is never overwritten");
+    std::fs::rename(dir.path().join("key"), dir.path().join("away")).expect("it moves");
+    assert!(!run(&["keygen", "key"]).0, "a public key is never overwritten");
+    assert!(!dir.path().join("key").exists());
+    std::fs::rename(dir.path().join("away"), dir.path().join("key")).expect("it moves");
+    assert_eq!((read("key"), read("key.pub")), before);
+    std::fs::remove_file(dir.path().join("key.pub")).expect("it goes");
+    assert!(!run(&["keygen", "key"]).0, "a private key is never overwritten");
+    assert!(!dir.path().join("key.pub").exists(), "half a pair");
+    std::fs::write(dir.path().join("key.pub"), &before.1).expect("it is back");
     let sign =
         ["sign", "--key", "key", "--compatible", "pilotlight-x86_64", "--version", "1.2.3", "slot.img", "out.bundle"];
     assert_eq!(run(&sign), (true, String::new()));

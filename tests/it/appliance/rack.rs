@@ -179,7 +179,8 @@ impl Rack {
         self.start(setup, &["-drive", &drive, "-device", &device])
     }
 
-    fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
+    /// With further arguments for QEMU.
+    pub fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let network = format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:80");
         let card = ["-netdev", &network, "-device", "e1000e,netdev=net,romfile="];
@@ -255,6 +256,11 @@ impl Machine {
         let mut answer = Vec::new();
         stream.take(1 << 20).read_to_end(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// The page's port on this machine.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn log(&self) -> String {
