@@ -3,7 +3,7 @@
 //!
 //! The image is the one that `just image-dev` made last; without one the tests say so.
 
-mod rack;
+pub mod rack;
 mod trial;
 
 use std::fs::OpenOptions;
