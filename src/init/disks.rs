@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::log::{Level, Log};
+use super::volume;
 use crate::slots::{TRIES_AT, Try};
 use crate::supervise::disk::{self, Disk, NAMES, NoDisk, Origin, Repair, STATE, Tables};
 use crate::sys::block;
@@ -104,13 +105,13 @@ pub(super) fn repair(path: &Path, log: &Log) -> io::Result<Vec<Partition>> {
             match write(&file, &repair, tables.sectors) {
                 Ok(()) => Ok(repair.table.partitions()),
                 Err(error) => {
-                    log.line(Level::Error, &format!("{}: cannot repair: {error}", path.display()));
+                    volume::tell(&format!("{}: the partition table can't be repaired: {error}", path.display()), log);
                     Ok(partitions)
                 }
             }
         }
         Err(fault) => {
-            log.line(Level::Error, &format!("{}: partition table: {fault}; left as it is", path.display()));
+            volume::tell(&format!("{}: partition table: {fault}; left as it is", path.display()), log);
             Ok(partitions)
         }
     }
