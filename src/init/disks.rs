@@ -74,7 +74,11 @@ fn read_tables(disk: &File) -> io::Result<Tables> {
     let sectors = block::octets(disk)? / SECTOR as u64;
     let last = sectors.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
     let primary = read_table(disk, 1, sectors);
-    let peer = primary.as_ref().map_or(last, |table| table.header.peer).min(last);
+    // A header whose entries are damaged still knows where the other table is: on a disk that ignored the order of a
+    // growth's writes, not at its end.
+    let mut sector = [0; SECTOR];
+    let header = disk.read_exact_at(&mut sector, SECTOR as u64).ok().and_then(|()| Header::decode(&sector, 1).ok());
+    let peer = header.map_or(last, |header| header.peer).min(last);
     Ok(Tables { sectors, primary, backup: read_table(disk, peer, sectors) })
 }
 

@@ -3,6 +3,7 @@
 //!
 //! The image is the one that `just image-dev` made last; without one the tests say so.
 
+mod faults;
 pub mod rack;
 mod trial;
 

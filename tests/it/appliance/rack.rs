@@ -134,7 +134,22 @@ impl Rack {
     }
 
     pub fn power_on(&self, setup: &Setup) -> Machine {
-        self.start(setup, &[])
+        self.start(setup, &self.disk().display().to_string(), &[])
+    }
+
+    /// With more arguments for QEMU.
+    pub fn power_on_with(&self, setup: &Setup, more: &[&str]) -> Machine {
+        self.start(setup, &self.disk().display().to_string(), more)
+    }
+
+    /// From a disk that an NBD server has at `socket` instead of the rack's own.
+    pub fn power_on_from(&self, setup: &Setup, socket: &Path) -> Machine {
+        self.start(setup, &format!("nbd+unix:///?socket={}", socket.display()), &[])
+    }
+
+    /// A directory for what goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// With a second disk on the same bus, before or behind the own one; the own one is booted.
@@ -142,10 +157,10 @@ impl Rack {
         let address = if comes_first { "0x4" } else { "0x1a" };
         let drive = format!("if=none,id=copy,format=raw,file={}", copy.display());
         let device = format!("virtio-blk-pci,drive=copy,addr={address},bootindex=9");
-        self.start(setup, &["-drive", &drive, "-device", &device])
+        self.power_on_with(setup, &["-drive", &drive, "-device", &device])
     }
 
-    fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
+    fn start(&self, setup: &Setup, disk: &str, more: &[&str]) -> Machine {
         let serial = self.path("serial.log");
         let _ = fs::remove_file(&serial);
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
@@ -171,10 +186,10 @@ impl Rack {
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"));
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", self.path("vars.fd").display()));
         }
-        qemu.arg("-drive").arg(format!("if=none,id=own,format=raw,file={}", self.disk().display()));
+        qemu.arg("-drive").arg(format!("if=none,id=own,format=raw,file={disk}"));
         let device = match setup.bus {
             Bus::Virtio => &["-device", "virtio-blk-pci,drive=own,addr=0x10,bootindex=1"][..],
-            Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,drive=own,bootindex=1"],
+            Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,id=stick,drive=own,bootindex=1"],
             Bus::Ahci => &["-device", "ide-hd,drive=own,bus=ide.0,bootindex=1"],
             Bus::Nvme => &["-device", "nvme,drive=own,serial=own,bootindex=1"],
         };
@@ -197,13 +212,19 @@ impl Machine {
         Uptime::now().since(self.began)
     }
 
+    /// Waits until the page says `text`.
+    pub fn page_says(&mut self, text: &str) {
+        let port = self.port;
+        self.reaches(text, || get(port).is_ok_and(|page| page.contains(text)));
+    }
+
+    /// How often a boot loader has begun to load a kernel.
+    pub fn boots(&self) -> usize {
+        self.log().matches("pilotlight: slot ").count()
+    }
+
     fn answers(&self) -> io::Result<bool> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET / HTTP/1.0\r\nHost: box\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut answer)?;
-        Ok(answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200"))
+        get(self.port).map(|answer| answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"))
     }
 
     pub fn log(&self) -> String {
@@ -241,6 +262,16 @@ impl Drop for Machine {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
+}
+
+/// What the page's server answers.
+fn get(port: u16) -> io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\nHost: box\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(1 << 20).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Keeps holes: most of the image is one.

@@ -20,6 +20,7 @@ use pilotlight::slots::device::{Device, Sectors, load, store_commit, store_try};
 use pilotlight::slots::{Booted, Commit, Needs, Target, Try, Version, Why, change};
 use pilotlight::store::sled_store::SledStore;
 use pilotlight::store::{Batch, Store as _, Tree};
+use pilotlight::sys::{block, mount};
 use pilotlight::update::{Manifest, SlotDevice, Source, write as write_slot};
 use serde::{Deserialize, Serialize};
 
@@ -114,10 +115,11 @@ fn in_the_machine() {
 /// Leaves the disk alone, with nothing of it in memory.
 fn fresh() {
     while !mounted().is_empty() {
-        assert!(Command::new("umount").arg(DATA).status().expect("busybox").success(), "{DATA} is not given up");
+        mount::unmount(Path::new(DATA)).expect("nobody uses it");
     }
     let _ = fs::remove_dir_all("/dev/pilotlight");
-    assert!(Command::new("blockdev").args(["--flushbufs", DISK]).status().expect("busybox").success());
+    let _ = fs::remove_file("/run/pilotlight-prepared");
+    block::drop_cache(&File::open(DISK).expect("the disk")).expect("the disk is there");
 }
 
 fn mounted() -> String {
@@ -131,7 +133,8 @@ fn mounted() -> String {
 
 /// As the kernel does at its start. Without a table it finds no partitions.
 fn read_partitions() {
-    let _ = Command::new("blockdev").args(["--rereadpt", DISK]).status();
+    // It says so when there is none.
+    let _ = block::reread_partitions(&File::open(DISK).expect("the disk"));
 }
 
 /// A boot, as far as the disk is concerned: the kernel reads the partition table, `init prepare` does the rest.

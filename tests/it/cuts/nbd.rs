@@ -24,9 +24,14 @@ const INVALID: u32 = 22;
 /// More than QEMU asks for at once.
 const MOST: u32 = 64 << 20;
 
+/// The errno of a disk that fails (EIO).
+const FAILS: u32 = 5;
+
 #[derive(Default)]
 struct Disk {
     pages: Pages,
+    /// From here on it fails, when it is read (if so) and when it is written.
+    broken: Option<(u64, bool)>,
     /// While something is recorded: what was there before, and what was done since.
     record: Option<(Pages, Vec<Event>)>,
 }
@@ -60,6 +65,11 @@ impl Server {
 
     pub fn pages(&self) -> Pages {
         self.disk.lock().unwrap().pages.clone()
+    }
+
+    /// From the octet `at` on, nothing can be written any more; nor read, where `reads` says so.
+    pub fn fail(&self, at: u64, reads: bool) {
+        self.disk.lock().unwrap().broken = Some((at, reads));
     }
 
     pub fn begin_record(&self) {
@@ -133,7 +143,11 @@ fn serve(mut stream: UnixStream, octets: u64, disk: &Mutex<Disk>) -> io::Result<
             stream.read_exact(&mut held)?;
         }
         let mut disk = disk.lock().unwrap();
+        let broken = disk.broken.is_some_and(|(from, reads)| {
+            at + u64::from(length) > from && (matches!(kind, 1 | 6) || reads && kind == 0)
+        });
         match kind {
+            _ if broken => answer[4..8].copy_from_slice(&FAILS.to_be_bytes()),
             0 if fits && length <= MOST => answer.extend(disk.pages.octets(at, length as usize)),
             1 if fits && length <= MOST => {
                 disk.pages.write(at, &held);
