@@ -4,7 +4,8 @@
 //! ext4, and what is there is compared with what had been acknowledged.
 //!
 //! With flushes honoured nothing acknowledged may be lost; with flushes ignored, as by sticks that lie, the box must come up
-//! all the same, and what became of the rest is counted. CI looks at some states of each; `PILOTLIGHT_SOAK=1` at thousands:
+//! all the same, and what became of the rest is counted. Where sectors tell all, thousands of states are looked at; CI boots
+//! from some of the others, `PILOTLIGHT_SOAK=1` from a thousand, and has the whole image serve its page on a few:
 //! `PILOTLIGHT_SOAK=1 cargo test --test it cuts:: -- --nocapture`.
 
 pub mod disk;
@@ -79,7 +80,7 @@ impl Row {
 
     fn line(&self) -> String {
         format!(
-            "{:<24} {:>8} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>8} {:>5}",
+            "{:<26} {:>8} {:>6} {:>6} {:>6} {:>6} {:>6} {:>6} {:>8} {:>5}",
             self.name,
             if self.honoured { "honoured" } else { "ignored" },
             self.states,
@@ -223,6 +224,7 @@ impl Report {
                 last = Some(state.pages);
             }
             self.samples.extend(last.filter(|_| honoured).map(|pages| (name, pages)));
+            peers::say(&row.line());
             self.rows.push(row);
         }
     }
@@ -323,7 +325,8 @@ fn a_cut_at_any_block_write_leaves_a_page_and_what_was_acknowledged() {
     let site = Site { partitions: partitions(&image).expect("the image has a table"), image };
     let mut machine = Machine::start(OCTETS);
     // What the host alone can judge is cheap.
-    let (sectors, boots): (Most, Most) = if soak() { ([1500, 1000], [150, 60]) } else { ([200, 150], [16, 6]) };
+    let (sectors, boots): (Most, Most) = ([1500, 1000], if soak() { [150, 60] } else { [16, 6] });
+    peers::say("power cuts by block writes  flushes states  boots   kept  older  heals memory rollback  dead");
     let mut report = Report { rows: Vec::new(), samples: Vec::new() };
     let mut recorded = Vec::new();
     let mut record = |machine: &mut Machine, what: &'static str, before: &Pages| {
@@ -354,8 +357,6 @@ fn a_cut_at_any_block_write_leaves_a_page_and_what_was_acknowledged() {
     let rows = &report.rows;
     let total: usize = rows.iter().map(|row| row.states).sum();
     peers::say(&format!("power cuts by block writes: {total} states; writes and flushes: {}", recorded.join(", ")));
-    peers::say("procedure                 flushes states  boots   kept  older  heals memory rollback  dead");
-    rows.iter().chain(&control.rows[..1]).for_each(|row| peers::say(&row.line()));
     rows.iter().flat_map(|row| &row.examples).for_each(|example| peers::say(example));
 
     for row in rows {
@@ -365,7 +366,7 @@ fn a_cut_at_any_block_write_leaves_a_page_and_what_was_acknowledged() {
             assert_eq!(row.of(Outcome::Kept), row.states, "{}: {:?}", row.name, row.examples);
         }
     }
-    assert!(total >= if soak() { 5000 } else { 500 }, "{total}");
+    assert!(total >= 5000, "{total}");
     let control = &control.rows[0];
     assert!(control.of(Outcome::Lost) > 0, "what is never flushed must get lost: {:?}", control.outcomes);
     if soak() {
