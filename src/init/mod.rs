@@ -26,6 +26,7 @@ mod source;
 mod sticks;
 mod storage;
 mod terminals;
+mod volume;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
@@ -344,7 +345,12 @@ impl Init {
             previous: self.supervisor.previous().to_string(),
             in_a_row: (self.supervisor.in_a_row(), MOST_IN_A_ROW),
             watchdog: self.watchdog.timeout().and_then(|timeout| u32::try_from(timeout.as_secs()).ok()),
-            faults: self.faults.clone(),
+            faults: volume::look()
+                .and_then(|volume| volume.trouble())
+                .map(|trouble| trouble.to_string())
+                .into_iter()
+                .chain(self.faults.iter().cloned())
+                .collect(),
             services,
             recovery: self.supervisor.is_recovery(),
             records: self.supervisor.slot_records(),

@@ -29,6 +29,7 @@ pub mod sysctl;
 pub mod terminals;
 #[cfg(test)]
 mod transcripts;
+pub mod volume;
 
 use crate::slots::Target;
 use crate::time::Uptime;

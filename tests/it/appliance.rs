@@ -3,10 +3,11 @@
 //!
 //! The image is the one that `just image-dev` made last; without one the tests say so.
 
+mod faults;
 mod idle;
 mod install;
 mod meter;
-mod rack;
+pub mod rack;
 mod second;
 mod trial;
 mod update;

@@ -9,6 +9,7 @@ mod cli;
 mod conformance;
 mod console;
 mod console_machine;
+mod cuts;
 mod double;
 mod e2e;
 mod faults;

@@ -151,7 +151,22 @@ impl Rack {
     }
 
     pub fn power_on(&self, setup: &Setup) -> Machine {
-        self.start(setup, &[])
+        self.start(setup, &self.disk().display().to_string(), &[])
+    }
+
+    /// With more arguments for QEMU.
+    pub fn power_on_with(&self, setup: &Setup, more: &[&str]) -> Machine {
+        self.start(setup, &self.disk().display().to_string(), more)
+    }
+
+    /// From a disk that an NBD server has at `socket` instead of the rack's own.
+    pub fn power_on_from(&self, setup: &Setup, socket: &Path) -> Machine {
+        self.start(setup, &format!("nbd+unix:///?socket={}", socket.display()), &[])
+    }
+
+    /// A directory for what goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// What its serial line printed since it was powered on.
@@ -168,7 +183,7 @@ impl Rack {
     /// reaches its page.
     pub fn power_on_in(&self, qemu: Command, setup: &Setup, network: &str, mac: &str) -> Machine {
         let card = format!("e1000e,netdev=net,romfile=,mac={mac}");
-        self.run(qemu, setup, 0, &["-netdev", network, "-device", &card])
+        self.run(qemu, setup, &self.disk().display().to_string(), 0, &["-netdev", network, "-device", &card])
     }
 
     /// With a second disk on the same bus, before or behind the own one; the own one is booted.
@@ -176,18 +191,17 @@ impl Rack {
         let address = if comes_first { "0x4" } else { "0x1a" };
         let drive = format!("if=none,id=copy,format=raw,file={}", copy.display());
         let device = format!("virtio-blk-pci,drive=copy,addr={address},bootindex=9");
-        self.start(setup, &["-drive", &drive, "-device", &device])
+        self.power_on_with(setup, &["-drive", &drive, "-device", &device])
     }
 
-    /// With further arguments for QEMU.
-    pub fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
+    fn start(&self, setup: &Setup, disk: &str, more: &[&str]) -> Machine {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let network = format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:80");
         let card = ["-netdev", &network, "-device", "e1000e,netdev=net,romfile="];
-        self.run(Command::new("qemu-system-x86_64"), setup, port, &[&card, more].concat())
+        self.run(Command::new("qemu-system-x86_64"), setup, disk, port, &[&card, more].concat())
     }
 
-    fn run(&self, mut qemu: Command, setup: &Setup, port: u16, more: &[&str]) -> Machine {
+    fn run(&self, mut qemu: Command, setup: &Setup, disk: &str, port: u16, more: &[&str]) -> Machine {
         let serial = self.serial();
         let _ = fs::remove_file(&serial);
         qemu.args([
@@ -211,10 +225,10 @@ impl Rack {
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"));
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", self.path("vars.fd").display()));
         }
-        qemu.arg("-drive").arg(format!("if=none,id=own,format=raw,file={}", self.disk().display()));
+        qemu.arg("-drive").arg(format!("if=none,id=own,format=raw,file={disk}"));
         let device = match setup.bus {
             Bus::Virtio => &["-device", "virtio-blk-pci,drive=own,addr=0x10,bootindex=1"][..],
-            Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,drive=own,bootindex=1"],
+            Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,id=stick,drive=own,bootindex=1"],
             Bus::Ahci => &["-device", "ide-hd,drive=own,bus=ide.0,bootindex=1"],
             Bus::Nvme => &["-device", "nvme,drive=own,serial=own,bootindex=1"],
         };
@@ -237,25 +251,27 @@ impl Machine {
         Uptime::now().since(self.began)
     }
 
+    /// Waits until the page says `text`.
+    pub fn page_says(&mut self, text: &str) {
+        let port = self.port;
+        self.reaches(text, || get(port, "/").is_ok_and(|page| page.contains(text)));
+    }
+
+    /// How often a boot loader has begun to load a kernel.
+    pub fn boots(&self) -> usize {
+        self.log().matches("pilotlight: slot ").count()
+    }
+
     fn answers(&self) -> io::Result<bool> {
-        let answer = self.get("/")?;
+        let answer = get(self.port, "/")?;
         Ok(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"))
     }
 
     /// What the page tells programs; null while it does not answer.
     pub fn status(&self) -> serde_json::Value {
-        let answer = self.get("/api/status").unwrap_or_default();
+        let answer = get(self.port, "/api/status").unwrap_or_default();
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         serde_json::from_str(body).unwrap_or_default()
-    }
-
-    fn get(&self, path: &str) -> io::Result<String> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: box\r\n\r\n").as_bytes())?;
-        let mut answer = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
     /// The page's port on this machine.
@@ -295,11 +311,6 @@ impl Machine {
         self
     }
 
-    /// Where its page is, on this machine's loopback.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
     pub fn expect_log(&self, text: &str) {
         assert!(self.log().contains(text), "it does not say {text:?}:\n{}", self.log());
     }
@@ -319,6 +330,16 @@ impl Drop for Machine {
 /// The image that `just image-dev` made last.
 pub fn image() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/pilotlight.img")
+}
+
+/// What the page's server answers.
+fn get(port: u16, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: box\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(1 << 20).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Keeps holes: most of the image is one.

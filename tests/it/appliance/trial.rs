@@ -105,6 +105,7 @@ fn a_slot_that_fails_its_trial_returns_to_the_committed_one() {
     machine.says("pilotlight: slot b, pending, try 1");
     machine.says("pilotlight: slot a, committed");
     machine.page();
+    machine.page_says("Version 9.9.9 failed its trial here");
     drop(machine);
     let commit = standing(&rack);
     assert_eq!((commit.slot, commit.pending, commit.peer_good), (Slot::A, false, false));
