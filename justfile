@@ -25,7 +25,8 @@ test-peers:
 lab *ARGS:
     cargo run --release -- lab {{ARGS}}
 
-# The long matrices: new random inputs, a big lab, the lab under SIGKILL and in a storm of every fault, the kill sweep
+# The long matrices: new random inputs, a big lab, the lab under SIGKILL and in a storm of every fault, the kill sweep, the
+# image on every bus and under injected faults, power cuts by block writes
 soak:
     PROPTEST_CASES=20000 cargo test --lib
     cargo run --release -- lab --machines 200 --once --timeout 2m
@@ -33,7 +34,7 @@ soak:
     cargo run --release -- lab --machines 50 --once --chaos --timeout 5m
     PILOTLIGHT_SOAK=1 cargo test --test it -- kill:: net::trial update::
     board/build-image
-    PILOTLIGHT_SOAK=1 PILOTLIGHT_REQUIRE_PEERS=1 cargo test --test it -- appliance:: --test-threads 1 --nocapture
+    PILOTLIGHT_SOAK=1 PILOTLIGHT_REQUIRE_PEERS=1 cargo test --test it -- appliance:: cuts:: --test-threads 1 --nocapture
 
 # Time and memory of the lab and of the idle provider
 bench:

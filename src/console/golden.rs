@@ -13,9 +13,10 @@ use crate::net::mac::Mac;
 use crate::net::port::Source;
 use crate::net::status::{AddressStatus, ClockStatus, LinkStatus, NetworkStatus, TrialStatus};
 use crate::secret::Secret;
+use crate::slots;
 use crate::status::{Link, Stage};
 use crate::supervise::cmdline::Slot;
-use crate::supervise::control::{ServiceStatus, Status};
+use crate::supervise::control::{ServiceStatus, SlotRecords, Status};
 use crate::supervise::install::{Bus, Disk, Job, Phase, Progress};
 
 /// A box that is well.
@@ -113,6 +114,14 @@ fn ill() -> View {
     let mut view = well();
     let init = view.init.as_mut().unwrap();
     init.slot = Slot { name: "recovery".into(), why: "recovery".into(), attempt: None };
+    init.records = Some(SlotRecords {
+        committed: slots::Slot::A,
+        pending: None,
+        versions: [None, None],
+        failed: vec![slots::Version::parse("0.2.0").unwrap(), slots::Version::parse("0.2.1").unwrap()],
+        want_recovery: false,
+        trial: "slot a is on trial: the page is not there yet".into(),
+    });
     init.in_a_row = (2, 3);
     init.faults = vec!["no hardware watchdog yet: No such file or directory".into()];
     let web = &mut init.services[1];

@@ -302,8 +302,13 @@ fn slot(init: Option<&Status>) -> Row {
     }
     let attempt = slot.attempt.filter(|attempt| *attempt > 0).map(|attempt| format!(", try {attempt}"));
     let why = if slot.why.is_empty() { String::new() } else { format!(", {}", slot.why) };
-    let tone = if slot.name == "recovery" { Tone::Bad } else { Tone::Plain };
-    Row::one("Slot", tone, format!("{}{why}{}", slot.name, attempt.unwrap_or_default()))
+    let runs = format!("{}{why}{}", slot.name, attempt.unwrap_or_default());
+    let records = status.records.as_ref();
+    let failed: Vec<_> = records.map(|of| of.failed.iter().map(ToString::to_string).collect()).unwrap_or_default();
+    let failed = (!failed.is_empty()).then(|| format!("failed here: {}", failed.join(", ")));
+    let trial = records.map(|of| of.trial.clone()).filter(|trial| !trial.is_empty());
+    let tone = if slot.name == "recovery" || failed.is_some() { Tone::Bad } else { Tone::Plain };
+    Row::new("Slot", tone, [Some(runs), trial, failed].into_iter().flatten())
 }
 
 fn run(status: &Status) -> Vec<Row> {

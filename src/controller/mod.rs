@@ -32,6 +32,10 @@ use records::{Records, chain};
 /// A level-based controller must not trust its notifications alone: all machines are looked at this often.
 const RESYNC: Duration = Duration::from_secs(60);
 
+/// How long plans wait for the first contents of all kinds: a rack's take a second or two, and a plan on half of them would
+/// be made for nothing. Without Omni they begin then, on what the store knows.
+const FIRST_CONTENTS: Duration = Duration::from_secs(3);
+
 /// How often it is looked whether Omni's word has become fresh again.
 const CONFIRMED_LOOK: Duration = Duration::from_millis(250);
 
@@ -88,18 +92,19 @@ pub async fn run(
     let mut resync = tokio::time::interval(RESYNC);
     let mut look = tokio::time::interval(CONFIRMED_LOOK);
     let mut was_confirmed = false;
-    let mut synced = false;
+    let begin = Uptime::now() + FIRST_CONTENTS;
+    let (mut begun, mut synced) = (false, false);
     loop {
         // Cancel-safe: each arm but the last only waits; an event that was taken is handled in the same turn.
         tokio::select! {
             () = cancel.cancelled() => break,
-            changed = changes.next() => {
+            changed = changes.next(), if begun => {
                 for change in changed {
-                    actors.changed(&change.kind, &change.id, &mut unfinished);
+                    actors.changed(&change.kind, change.id, &mut unfinished);
                 }
             }
             event = tunnel_events.next() => heard(&rack, &records, &event).await,
-            _ = look.tick() => {
+            _ = look.tick(), if begun => {
                 let is_confirmed = records::confirmed(records.mirror(), Uptime::now());
                 if is_confirmed && !was_confirmed {
                     // What waited for Omni's word goes on, though no resource may have changed.
@@ -107,14 +112,15 @@ pub async fn run(
                 }
                 was_confirmed = is_confirmed;
             }
-            _ = resync.tick() => {
+            _ = resync.tick(), if begun => {
                 actors.resync(&mut unfinished);
                 actors.collect_orphans();
             }
             () = records.mirror().synced(), if !synced => {
-                synced = true;
+                (synced, begun) = (true, true);
                 actors.collect_orphans();
             }
+            () = tokio::time::sleep(begin.since(Uptime::now())), if !begun => begun = true,
             Some(ended) = actors.tasks.join_next_with_id() => actors.ended(ended, &mut unfinished),
         }
     }
@@ -134,13 +140,13 @@ struct Actors {
 }
 
 impl Actors {
-    fn changed(&mut self, kind: &Kind, id: &str, unfinished: &mut BTreeSet<MachineId>) {
+    fn changed(&mut self, kind: &Kind, id: Arc<str>, unfinished: &mut BTreeSet<MachineId>) {
         if kind.r#type.starts_with("ProviderJoinConfigs.") {
             return;
         }
-        match id.parse::<MachineId>() {
+        match MachineId::try_from(Arc::clone(&id)) {
             Ok(id) => self.look_at(id, unfinished),
-            Err(error) => tracing::warn!(%kind, id, %error, "resource is about no machine"),
+            Err(error) => tracing::warn!(%kind, %id, %error, "resource is about no machine"),
         }
     }
 
@@ -156,7 +162,7 @@ impl Actors {
 
     fn resync(&mut self, unfinished: &mut BTreeSet<MachineId>) {
         let known = self.site.records.mirror().ids(&Kind::omni("InfraMachines"));
-        let known = known.iter().filter_map(|id| id.parse().ok());
+        let known = known.into_iter().filter_map(|id| id.try_into().ok());
         let all: Vec<MachineId> = known.chain(unfinished.iter().cloned()).collect();
         for id in all {
             self.look_at(id, unfinished);

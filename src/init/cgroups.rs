@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::supervise::cgroup::{CONTROLLERS, SERVICES_DIR, oom_kills};
+use crate::supervise::cgroup::{CONTROLLERS, SERVICES_DIR, anonymous, oom_kills};
 use crate::supervise::services::Service;
 
 /// The root that PID 1 itself stays in.
@@ -74,6 +74,11 @@ impl Group {
     /// Octets of memory that it holds.
     pub(super) fn memory(&self) -> Option<u64> {
         fs::read_to_string(self.0.join("memory.current")).ok()?.trim().parse().ok()
+    }
+
+    /// As many of them as its processes have made of their own.
+    pub(super) fn anonymous(&self) -> Option<u64> {
+        anonymous(&fs::read_to_string(self.0.join("memory.stat")).ok()?)
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::log::{Level, Log};
+use super::volume;
 use crate::slots::{TRIES_AT, Try};
 use crate::supervise::disk::{self, Disk, NAMES, NoDisk, Origin, Repair, STATE, Tables};
 use crate::sys::block;
@@ -77,7 +78,11 @@ pub(super) fn read_tables(disk: &File) -> io::Result<Tables> {
 pub(super) fn tables(disk: &File, sectors: u64) -> io::Result<Tables> {
     let last = sectors.checked_sub(1).ok_or(io::ErrorKind::InvalidData)?;
     let primary = read_table(disk, 1, sectors);
-    let peer = primary.as_ref().map_or(last, |table| table.header.peer).min(last);
+    // A header whose entries are damaged still knows where the other table is: on a disk that ignored the order of a
+    // growth's writes, not at its end.
+    let mut sector = [0; SECTOR];
+    let header = disk.read_exact_at(&mut sector, SECTOR as u64).ok().and_then(|()| Header::decode(&sector, 1).ok());
+    let peer = header.map_or(last, |header| header.peer).min(last);
     Ok(Tables { sectors, primary, backup: read_table(disk, peer, sectors) })
 }
 
@@ -108,13 +113,13 @@ pub(super) fn repair(path: &Path, log: &Log) -> io::Result<Vec<Partition>> {
             match write(&file, &repair, tables.sectors) {
                 Ok(()) => Ok(repair.table.partitions()),
                 Err(error) => {
-                    log.line(Level::Error, &format!("{}: cannot repair: {error}", path.display()));
+                    volume::tell(&format!("{}: the partition table can't be repaired: {error}", path.display()), log);
                     Ok(partitions)
                 }
             }
         }
         Err(fault) => {
-            log.line(Level::Error, &format!("{}: partition table: {fault}; left as it is", path.display()));
+            volume::tell(&format!("{}: partition table: {fault}; left as it is", path.display()), log);
             Ok(partitions)
         }
     }

@@ -26,9 +26,11 @@ mod source;
 mod sticks;
 mod storage;
 mod terminals;
+mod volume;
 mod watchdog;
 
 use std::collections::{HashMap, VecDeque};
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,6 +45,7 @@ use crate::supervise::budget::MOST_IN_A_ROW;
 use crate::supervise::cmdline::Parameters;
 use crate::supervise::control::{Reply, Request, Status};
 use crate::supervise::install::Ask;
+use crate::supervise::memory::Memory;
 use crate::supervise::services::SERVICES;
 use crate::supervise::slots::Wish;
 use crate::supervise::{Ending, Event, Exit, Place, Supervisor, Why};
@@ -331,19 +334,28 @@ impl Init {
         let now = Uptime::now();
         let mut services = self.supervisor.status(now);
         for service in &mut services {
-            service.memory = Group::of(&service.name).memory();
+            let group = Group::of(&service.name);
+            (service.memory, service.anonymous) = (group.memory(), group.anonymous());
         }
+        // Neither these files nor those of the groups wait for what a service holds, as its `smaps` would.
+        let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| Memory::parse(&text));
         Status {
             uptime: now.as_duration().as_secs(),
             slot: self.parameters.slot.clone(),
             previous: self.supervisor.previous().to_string(),
             in_a_row: (self.supervisor.in_a_row(), MOST_IN_A_ROW),
             watchdog: self.watchdog.timeout().and_then(|timeout| u32::try_from(timeout.as_secs()).ok()),
-            faults: self.faults.clone(),
+            faults: volume::look()
+                .and_then(|volume| volume.trouble())
+                .map(|trouble| trouble.to_string())
+                .into_iter()
+                .chain(self.faults.iter().cloned())
+                .collect(),
             services,
             recovery: self.supervisor.is_recovery(),
             records: self.supervisor.slot_records(),
             installation: self.installer.shown(),
+            memory,
         }
     }
 

@@ -15,7 +15,7 @@ use super::log::{Level, Log};
 use super::logging::Logging;
 use super::{
     Init, NO_WATCHDOG, SYNC_LIMIT, clock, jitter, notify, plugs, prepare, pstore, reboot_or_sleep, record, seed, slots,
-    terminals,
+    terminals, volume,
 };
 use crate::config;
 use crate::secret::Secret;
@@ -101,6 +101,11 @@ impl Init {
             }
             Action::Recall => {
                 self.installer.recall();
+                // What is prepared is prepared by now, and said in the log.
+                match volume::told() {
+                    Ok(lines) => lines.iter().for_each(|line| self.keep_fault(line)),
+                    Err(error) => self.fault(&format!("what was found wrong with the disk can't be read: {error}")),
+                }
                 return Some(Event::Recalled(record::recall(self.watchdog.fired())));
             }
             Action::Remember(record) => self.try_to("keep the record of this run", record::remember(&record)),

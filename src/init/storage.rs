@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 
 use super::log::{Level, Log};
-use crate::supervise::storage::{Action, Check, Content, Event, LOOKED_AT, Preparation, Refusal, erasure};
+use super::volume;
+use crate::supervise::storage::{Action, Cause, Check, Content, Event, LOOKED_AT, Preparation, Refusal, erasure};
 use crate::sys::{block, mount};
 use crate::time::Uptime;
 
@@ -37,18 +38,22 @@ pub(super) fn prepare(partition: &Path, reset: bool, log: &Log) -> bool {
             Action::Erase => {
                 log.line(Level::Warning, "factory reset: erases the data partition");
                 let erased = erase(partition, log);
-                let erased = erased.inspect_err(|error| log.line(Level::Error, &format!("cannot erase it: {error}")));
+                let erased = erased.inspect_err(|error| volume::tell(&format!("cannot erase it: {error}"), log));
                 Event::Erased(erased.is_ok())
             }
             Action::Make(cause) => {
-                log.line(Level::Warning, &format!("makes the data partition anew: {cause}"));
+                let line = format!("makes the data partition anew: {cause}");
+                match cause {
+                    Cause::DataLost => volume::tell(&line, log),
+                    Cause::FirstBoot | Cause::FactoryReset => log.line(Level::Warning, &line),
+                }
                 Event::Made(make(partition, log))
             }
             Action::Mount => Event::Mounted(mount_data(partition, log)),
             Action::Check(check) => Event::Checked(run_check(partition, check, log)),
             Action::Grow => {
                 if let Err(error) = grow(partition, log) {
-                    log.line(Level::Error, &format!("the data partition stays as small as it is: {error}"));
+                    volume::tell(&format!("the data partition stays as small as it is: {error}"), log);
                 }
                 return true;
             }
@@ -62,7 +67,7 @@ pub(super) fn prepare(partition: &Path, reset: bool, log: &Log) -> bool {
 
 /// Mounts memory at /data, unless something is mounted there.
 pub(super) fn use_memory(reason: &str, log: &Log) {
-    log.line(Level::Error, &format!("{reason}; what the box learns is gone with the power"));
+    volume::tell(&format!("{reason}; what the box learns is gone with the power"), log);
     let mounted = fs::create_dir_all(DATA).and_then(|()| mount::is_mount_point(Path::new(DATA)));
     let result = match mounted {
         Ok(true) => Ok(()),
@@ -70,7 +75,7 @@ pub(super) fn use_memory(reason: &str, log: &Log) {
         Err(error) => Err(error),
     };
     if let Err(error) = result {
-        log.line(Level::Error, &format!("cannot mount memory at {DATA}: {error}"));
+        volume::tell(&format!("cannot mount memory at {DATA}: {error}"), log);
     }
 }
 
@@ -144,7 +149,7 @@ fn mount_data(partition: &Path, log: &Log) -> Result<(), Refusal> {
     let mounted = fs::create_dir_all(target)
         .and_then(|()| mount::mount_device(partition, "ext4", target, FLAGS, "errors=remount-ro"));
     mounted.map_err(|error| {
-        log.line(Level::Error, &format!("cannot mount the data partition: {error}"));
+        volume::tell(&format!("cannot mount the data partition: {error}"), log);
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EINVAL | Errno::EUCLEAN | Errno::EBADMSG) => Refusal::Damaged,
             Some(_) | None => Refusal::Elsewhere,

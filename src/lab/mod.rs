@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::duration;
 use crate::secret::Secret;
@@ -76,6 +77,8 @@ pub struct Args {
 /// What kept it from starting, or which machines stuck, where and why.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let started = Uptime::now();
+    // From the beginning: a lab that dies of SIGTERM would leave its provider and its directory behind.
+    let mut terminated = signal(SignalKind::terminate()).context("SIGTERM can't be awaited")?;
     let directory = Directory::new(args.keep.clone())?;
     let mut options = Options { key_lifetime: KEY_LIFETIME, grpc: args.omni_listen, ..Options::loopback(PROVIDER_ID) };
     if !args.omni_listen.ip().is_unspecified() {
@@ -107,6 +110,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         // Cancel-safe: all arms only wait.
         tokio::select! {
             _ = &mut interrupted => break Ok(()),
+            _ = terminated.recv() => break Ok(()),
             exit = provider.exited() => break Err(provider.explain(exit)),
             () = tokio::time::sleep(PACE.min(due)) => {}
         }

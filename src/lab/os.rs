@@ -264,11 +264,13 @@ impl System {
     }
 
     /// Talos itself: joins, says how it started, obeys.
-    async fn talos(&self, join: Join, start: Event) -> Next {
+    async fn talos(&self, mut join: Join, start: Event) -> Next {
         let mut link = self.join(&join, start).await;
+        // META is a partition of the disk, and until there is one, memory.
+        join.unique_token = link.unique_token();
         let mut waited = self.patience.retry;
         loop {
-            let (order, unique_token) = match link.next().await {
+            let order = match link.next().await {
                 Ok(order) => order,
                 Err(error) => {
                     self.failed("asking for orders", &error);
@@ -277,6 +279,7 @@ impl System {
                     if error.forgotten() {
                         // Omni lost its memory of us: we join again, as Talos does when its tunnel stays silent.
                         link = self.join(&join, start).await;
+                        join.unique_token = link.unique_token();
                     }
                     continue;
                 }
@@ -288,10 +291,7 @@ impl System {
                     self.platform.note("Omni asks to shut down".into());
                     return Next::PowerOff;
                 }
-                Order::Install => {
-                    let join = Join { unique_token, ..join.clone() };
-                    (Installation { join, configured: true }, Event::Installed)
-                }
+                Order::Install => (Installation { join: join.clone(), configured: true }, Event::Installed),
                 Order::Reset => (Installation { join: join.clone(), configured: false }, Event::ResetDone),
             };
             tokio::time::sleep(self.patience.install).await;
@@ -322,7 +322,8 @@ impl System {
     /// Joins Omni and reports `event`, however long that takes.
     async fn join(&self, join: &Join, event: Event) -> Link {
         let joined = self.until_done("joining", async || {
-            let opened = Link::open(join, self.platform.id(), self.platform.local_bind()).await;
+            let talos_installed = self.platform.installed().await.is_some();
+            let opened = Link::open(join, self.platform.id(), self.platform.local_bind(), talos_installed).await;
             self.platform.refused(opened.as_ref().is_err_and(LinkError::unauthorized));
             let link = opened?;
             link.clone().report(event).await?;

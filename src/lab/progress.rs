@@ -1,8 +1,7 @@
 //! What the lab tells the person at the terminal.
-#![allow(clippy::print_stdout, reason = "a command's output")]
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{Arguments, Write};
 use std::path::Path;
 
 use anyhow::anyhow;
@@ -15,6 +14,11 @@ use crate::time::Uptime;
 
 /// Events of a stuck machine that are shown.
 const JOURNAL: usize = 12;
+
+/// A line on standard output. Whoever listened may have gone, as `head` does: the rack goes on and is put away in order.
+fn say(line: Arguments<'_>) {
+    let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{line}\n"));
+}
 
 /// The terminal: a line whenever something moved.
 pub(super) struct Terminal {
@@ -29,20 +33,20 @@ impl Terminal {
     }
 
     pub(super) fn welcome(&self, provider: &Provider, directory: &Path, omni: &str, admin_key: &Path) {
-        println!("pilotlight lab: {} machines", self.machines);
-        println!("  page      {}", provider.page());
-        println!("  log       {}", provider.log().display());
-        println!("  state     {}", directory.display());
-        println!("  Omni      {omni}");
-        println!("  admin key {}", admin_key.display());
-        println!(
+        say(format_args!("pilotlight lab: {} machines", self.machines));
+        say(format_args!("  page      {}", provider.page()));
+        say(format_args!("  log       {}", provider.log().display()));
+        say(format_args!("  state     {}", directory.display()));
+        say(format_args!("  Omni      {omni}"));
+        say(format_args!("  admin key {}", admin_key.display()));
+        say(format_args!(
             "  omnictl   OMNI_ENDPOINT={omni} OMNI_SERVICE_ACCOUNT_KEY=$(cat {}) omnictl get inframachines",
             admin_key.display()
-        );
+        ));
     }
 
     pub(super) fn line(&self, what: &str) {
-        println!("{:>7.1} s  {what}", Uptime::now().since(self.started).as_secs_f64());
+        say(format_args!("{:>7.1} s  {what}", Uptime::now().since(self.started).as_secs_f64()));
     }
 
     /// Shows how many machines are at which step, when that changed.
@@ -56,7 +60,7 @@ impl Terminal {
             let _ = write!(text, "{}{step} {count}", if text.is_empty() { "" } else { "  " });
         }
         if text != self.last {
-            println!("{:>7.1} s  {text}", now.since(self.started).as_secs_f64());
+            say(format_args!("{:>7.1} s  {text}", now.since(self.started).as_secs_f64()));
             self.last = text;
         }
     }
@@ -67,7 +71,7 @@ impl Terminal {
 
     pub(super) fn farewell(&self, rack: &Rack, memory: Option<(u64, u64)>, now: Uptime) {
         let totals = rack.totals();
-        println!(
+        say(format_args!(
             "{} machines in {:.1} s: {} agent boots, {} Talos boots from the network and {} from disk, {} installs, {} wipes, \
              {} power-ons, {} power-offs, {} IPMI sessions",
             self.machines,
@@ -80,13 +84,13 @@ impl Terminal {
             totals.power_ons,
             totals.power_offs,
             rack.ipmi_sessions(),
-        );
+        ));
         if let Some((peak, present)) = memory {
-            println!(
+            say(format_args!(
                 "provider memory: {:.1} MiB now, {:.1} MiB at most",
                 present as f64 / 1024.0,
                 peak as f64 / 1024.0
-            );
+            ));
         }
     }
 }

@@ -51,6 +51,15 @@ impl MachineId {
     }
 }
 
+impl TryFrom<Arc<str>> for MachineId {
+    type Error = InvalidMachineId;
+    /// Shares `text` where it is canonical.
+    fn try_from(text: Arc<str>) -> Result<Self, InvalidMachineId> {
+        let id: Self = text.parse()?;
+        Ok(if id.0 == text { Self(text) } else { id })
+    }
+}
+
 impl FromStr for MachineId {
     type Err = InvalidMachineId;
     /// Upper-case hex is lowered.

@@ -279,7 +279,7 @@ impl Error {
             Code::PermissionDenied if text.contains("is owned by \"") => {
                 Self::OwnerConflict { call, message: message() }
             }
-            Code::PermissionDenied if text.contains("infra providers are not allowed to") => Self::ReadOnly(call),
+            Code::PermissionDenied if is_read_only(text) => Self::ReadOnly(call),
             Code::PermissionDenied => Self::WrongRole { call, message: message() },
             Code::Unauthenticated => Self::InvalidSignature(refusal),
             Code::Unavailable => Self::Unavailable { call, source: Box::new(status) },
@@ -330,6 +330,12 @@ impl Error {
     pub fn explain(&self) -> String {
         explain(self)
     }
+}
+
+/// Whether Omni says that this is not a provider's to write, which is not the same as not its to see.
+fn is_read_only(text: &str) -> bool {
+    let verb = text.split_once("infra providers are not allowed to ").map(|(_, verb)| verb);
+    verb.is_some_and(|verb| ["create", "update", "destroy"].iter().any(|known| verb.starts_with(known)))
 }
 
 /// An error and its causes in one line, each cause's own words once. What a peer said is made [`printable`].
@@ -396,6 +402,7 @@ mod tests {
         is(error("Update", PermissionDenied, "resource x is owned by \"y\""), "OwnerConflict", Retry::Operator);
         is(error("Update", PermissionDenied, "infra providers are not allowed to update x"), "ReadOnly", Retry::Never);
         is(error("Get", PermissionDenied, "insufficient role"), "WrongRole", Retry::Operator);
+        is(error("Get", PermissionDenied, "infra providers are not allowed to see x"), "WrongRole", Retry::Operator);
         is(error("Get", NotFound, unregistered), "ProviderNotRegistered", Retry::Operator);
         is(error("Get", PermissionDenied, unregistered), "ProviderNotRegistered", Retry::Operator);
         is(error("Get", Unauthenticated, "invalid signature"), "InvalidSignature", Retry::Operator);

@@ -405,3 +405,7 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "key_form_tests.rs"]
+mod key_form_tests;

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use super::packed::{Age, Packed};
+use super::packed::{Age, Packed, Packing};
 use super::watch::{Delivered, Watch};
 use crate::resource::{Kind, Resource};
 use crate::time::{UnixTime, Uptime};
+
+/// A table of this many resources or fewer is not packed anew: there is nothing to be won.
+const SMALL: usize = 64;
 
 /// So many destroyed resources are remembered in each kind, against answers that come later than the event.
 const MAX_GRAVES: usize = 1024;
@@ -49,6 +52,8 @@ struct Table {
     stored: Option<UnixTime>,
     trouble: String,
     skipped: u64,
+    /// How many resources came or went since they were last packed together.
+    loose: usize,
 }
 
 #[derive(Debug)]
@@ -122,6 +127,7 @@ impl Mirror {
                 stored: None,
                 trouble: "not connected yet".to_owned(),
                 skipped: 0,
+                loose: 0,
             })
         };
         let tables = watches.iter().map(table).collect();
@@ -175,10 +181,9 @@ impl Mirror {
                     let id: Arc<str> = resource.id.as_str().into();
                     changed.push(Arc::clone(&id));
                     // What this process wrote itself is younger than any store.
-                    table
-                        .entries
-                        .entry(id)
-                        .or_insert_with(|| Entry::Present { resource: Packed::of(&resource), local: None });
+                    if !table.entries.contains_key(&id) {
+                        table.insert(id, Packed::of(&resource), None);
+                    }
                 }
             });
         }
@@ -201,7 +206,7 @@ impl Mirror {
                 let id: Arc<str> = resource.id.as_str().into();
                 changed.push(Arc::clone(&id));
                 let local = Some(table.epoch);
-                table.entries.insert(id, Entry::Present { resource: Packed::of(&resource), local });
+                table.insert(id, Packed::of(&resource), local);
             }
         });
     }
@@ -340,6 +345,7 @@ impl Mirror {
         let kind = {
             let mut table = table.write().unwrap_or_else(PoisonError::into_inner);
             write(&mut table, &mut changed);
+            table.pack();
             Arc::clone(&table.kind)
         };
         if changed.is_empty() {
@@ -384,6 +390,29 @@ impl Table {
         }
     }
 
+    /// Packs the resources together once more, when half of them came one by one: each of those has an allocation of its own,
+    /// and what they replaced still has its place among the others.
+    fn pack(&mut self) {
+        if self.loose <= SMALL.max(self.entries.len() / 2) {
+            return;
+        }
+        self.loose = 0;
+        let anew = Packing::anew(self.entries.values().filter_map(Entry::resource));
+        let present = self.entries.values_mut().filter_map(|entry| match entry {
+            Entry::Present { resource, .. } => Some(resource),
+            Entry::Forgotten { .. } => None,
+        });
+        for (resource, anew) in present.zip(anew) {
+            *resource = anew;
+        }
+    }
+
+    /// Puts a resource that came by itself.
+    fn insert(&mut self, id: Arc<str>, resource: Packed, local: Option<u64>) {
+        self.loose += 1;
+        self.entries.insert(id, Entry::Present { resource, local });
+    }
+
     /// A whole new set. Of the old one only local writes of this epoch survive, where the set is older than they are.
     fn replace(&mut self, contents: BTreeMap<Arc<str>, Packed>, changed: &mut Vec<Arc<str>>) {
         // Collected from a sorted sequence, the map's nodes are full; by insertions they would be half empty.
@@ -418,6 +447,7 @@ impl Table {
         };
         changed.extend(next.iter().filter(fresh).map(|(id, _)| Arc::clone(id)));
         self.entries = next;
+        self.loose = 0;
     }
 
     fn put(&mut self, resource: &Resource, changed: &mut Vec<Arc<str>>) {
@@ -440,7 +470,7 @@ impl Table {
         if known.is_none_or(|known| *known != packed) {
             changed.push(Arc::clone(&id));
         }
-        self.entries.insert(id, Entry::Present { resource: packed, local: None });
+        self.insert(id, packed, None);
     }
 
     fn remove(&mut self, resource: &Resource, changed: &mut Vec<Arc<str>>) {
@@ -470,6 +500,7 @@ impl Table {
             self.graves.pop_front();
         }
         self.graves.push_back((Arc::clone(id), last));
+        self.loose += 1;
     }
 }
 

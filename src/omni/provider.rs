@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::{Call, Error};
 use super::state::State;
+use super::watch::{jittered, random};
 use crate::proto::specs;
 use crate::resource::{
     Kind, LABEL_INFRA_PROVIDER_ID, LABEL_IS_STATIC_INFRA_PROVIDER, NAMESPACE_INFRA_PROVIDER_EPHEMERAL, Resource,
@@ -19,7 +20,7 @@ use crate::time::UnixTime;
 
 /// Omni calls a provider connected for 31 s after a heartbeat.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);
-/// After a failed heartbeat, so that a second try still falls into Omni's window.
+/// After a failed heartbeat, at most, so that a second try still falls into Omni's window.
 const HEARTBEAT_RETRY: Duration = Duration::from_secs(5);
 /// A heartbeat that takes longer than the rest of Omni's window is better sent anew.
 const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(5);
@@ -147,7 +148,7 @@ pub async fn run_heartbeat(
                 }
                 failing = true;
                 failure.send_replace(text);
-                HEARTBEAT_RETRY
+                jittered(HEARTBEAT_RETRY, random())
             }
         };
         tokio::select! {

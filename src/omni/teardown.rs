@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{Call, Error};
 use super::state::State;
-use super::watch::{Event, Item};
+use super::watch::{Event, Item, jittered, random};
 use crate::proto::cosi;
 use crate::resource::{Kind, Phase, Resource};
 
@@ -17,7 +17,7 @@ use crate::resource::{Kind, Phase, Resource};
 /// stood, so the resource is looked at anew after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Between two looks where no watch can be had.
+/// Between two looks where no watch can be had, at most.
 const PAUSE: Duration = Duration::from_millis(500);
 
 impl State {
@@ -95,7 +95,7 @@ impl State {
             }
             // A watch that breaks or tells nothing is a reason to look too: what is stored decides.
             if let Ok(Err(_)) = timeout(LOOK_AGAIN, self.released(kind, id)).await {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(jittered(PAUSE, random())).await;
             }
             ready = match self.teardown(kind, id, owner).await {
                 Err(Error::NotFound(_)) => return Ok(()),

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::CALL_DEADLINE;
 use super::error::{Call, Error, printable};
 use super::mirror::Mirror;
-use super::packed::Packed;
+use super::packed::{Packed, Packing};
 use super::state::{MAX_RESOURCES, State};
 use crate::proto::cosi;
 use crate::resource::{Kind, MalformedResource, Resource};
@@ -199,7 +199,7 @@ pub struct WatchState {
 #[derive(Debug)]
 enum Stage {
     /// The contents come in; readers still see the old set.
-    Bootstrapping { buffer: BTreeMap<Arc<str>, Packed> },
+    Bootstrapping { buffer: Packing },
     /// Readers see every event. Without a bookmark the next break means a bootstrap.
     Live { bookmark: Option<Bytes> },
     /// Nothing that comes now counts.
@@ -208,7 +208,7 @@ enum Stage {
 
 impl Default for Stage {
     fn default() -> Self {
-        Self::Bootstrapping { buffer: BTreeMap::new() }
+        Self::Bootstrapping { buffer: Packing::default() }
     }
 }
 
@@ -245,8 +245,8 @@ impl WatchState {
                 Delivered::Relist(Lost::Errored(text))
             }
             (Stage::Bootstrapping { buffer }, Event::Created(resource) | Event::Updated(resource)) => {
-                buffer.insert(resource.id.as_str().into(), Packed::of(&resource));
-                if buffer.len() > MAX_RESOURCES {
+                buffer.put(&resource);
+                if buffer.came() > MAX_RESOURCES {
                     self.stage = Stage::Lost;
                     return Delivered::Relist(Lost::TooMany);
                 }
@@ -257,7 +257,7 @@ impl WatchState {
                 Delivered::Nothing
             }
             (Stage::Bootstrapping { buffer }, Event::Bootstrapped) => {
-                let contents = std::mem::take(buffer);
+                let contents = std::mem::take(buffer).finish();
                 self.stage = Stage::Live { bookmark: item.bookmark };
                 Delivered::Replace(contents)
             }
@@ -289,7 +289,7 @@ impl Backoff {
     pub fn pause(&mut self, random: u32) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(BACKOFF_LAST);
-        whole / 2 + whole.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+        jittered(whole, random)
     }
 
     /// Something went well: the next pause is the first again.
@@ -390,6 +390,11 @@ async fn stream(
             backoff.reset();
         }
     }
+}
+
+/// Between half of `pause` and the whole of it, as `random` has it: those who failed together do not try again together.
+pub(super) fn jittered(pause: Duration, random: u32) -> Duration {
+    pause / 2 + pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
 /// For jitter alone: without entropy all pauses are of middle length.

@@ -118,7 +118,7 @@ pub const FIELDS: &[Field] = &[
         default: "[none: the box is not set up]",
         example: "https://example.omni.siderolabs.io",
         flag: Some("omni-api-endpoint"),
-        services: &["provider", "net"],
+        services: &["provider", "dhcp", "net"],
     },
     Field {
         path: "omni.key",

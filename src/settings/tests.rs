@@ -301,7 +301,7 @@ fn only_the_services_concerned_start_anew() {
         names(&read(&[("omni.endpoint", "https://a.example"), ("provider.id", "x"), ("hostname", "h")])),
         ["net"]
     );
-    assert_eq!(names(&read(&[("provider.id", "x")])), ["net", "provider"]);
+    assert_eq!(names(&read(&[("provider.id", "x")])), ["dhcp", "net", "provider"]);
     assert_eq!(
         names(&read(&[("omni.endpoint", "https://a.example"), ("provider.id", "x"), ("omni.key", &key("n"))])),
         ["provider"]

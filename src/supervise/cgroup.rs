@@ -44,6 +44,11 @@ pub fn oom_kills(memory_events: &str) -> u64 {
     memory_events.lines().find_map(value).unwrap_or(0)
 }
 
+/// How many octets the processes of a group have made of their own, by its `memory.stat`.
+pub fn anonymous(memory_stat: &str) -> Option<u64> {
+    memory_stat.lines().find_map(|line| line.strip_prefix("anon ")?.trim().parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -63,10 +68,16 @@ mod tests {
         assert_eq!(oom_kills("oom_kill many\n"), 0);
     }
 
+    #[test]
+    fn what_is_a_groups_own_is_told_from_the_rest() {
+        assert_eq!(anonymous("anon_thp 1\nanon 4096\nfile 7\n"), Some(4096));
+        assert_eq!(anonymous("file 7\nanon many\n"), None);
+    }
+
     proptest! {
         #[test]
         fn any_text_is_a_number(text in ".{0,200}") {
-            oom_kills(&text);
+            let _ = (oom_kills(&text), anonymous(&text));
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cmdline::Slot;
 use super::install::Installation;
+use super::memory::Memory;
 use super::services;
 use crate::slots;
 
@@ -122,6 +123,8 @@ pub struct Status {
     pub records: Option<SlotRecords>,
     /// Disks that the system may be copied to, and how that goes.
     pub installation: Installation,
+    /// The machine's memory; `None` where the kernel does not say.
+    pub memory: Option<Memory>,
 }
 
 /// What the slot records say.
@@ -160,8 +163,10 @@ pub struct ServiceStatus {
     pub last_exit: String,
     /// What it said last of how it is, perhaps before it ended.
     pub says: String,
-    /// Octets of memory that its control group holds; `None` where there is no such group.
+    /// Octets of memory that its control group holds, page cache included; `None` where there is no such group.
     pub memory: Option<u64>,
+    /// As many of them as its processes have made of their own.
+    pub anonymous: Option<u64>,
 }
 
 /// Octets that are no request or answer of this version.

@@ -319,6 +319,7 @@ impl Entry {
             last_exit: self.last.map(|exit| exit.to_string()).unwrap_or_default(),
             says: self.says.clone(),
             memory: None,
+            anonymous: None,
         }
     }
 }

@@ -193,7 +193,7 @@ pub enum Signal {
 }
 
 /// What to do, in order.
-#[allow(clippy::large_enum_variant, reason = "few at a time, and done at once")]
+#[allow(clippy::large_enum_variant, reason = "a handful at a time, performed at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Mount, unless something is mounted there.

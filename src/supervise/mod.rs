@@ -13,6 +13,7 @@ mod entry;
 mod event;
 pub mod flags;
 pub mod install;
+pub mod memory;
 pub mod modules;
 pub mod mounts;
 pub mod notify;
@@ -28,6 +29,7 @@ pub mod sysctl;
 pub mod terminals;
 #[cfg(test)]
 mod transcripts;
+pub mod volume;
 
 use crate::slots::Target;
 use crate::time::Uptime;

@@ -16,7 +16,8 @@ pub fn release() -> usize {
     release_code()
 }
 
-/// Unmaps the pages of the program's own code; returns how many octets it covers, zero when they could not be found.
+/// Unmaps the pages of the program's code and its libraries'; returns how many octets it covers, zero when they could not
+/// be found.
 ///
 /// The kernel maps 64 KiB around each page of code that runs, so that starting up leaves most of the program resident.
 /// What is needed again comes back from the page cache without a read; an idle provider needs a few of its 16 MiB.
@@ -27,14 +28,16 @@ fn release_code() -> usize {
     maps.lines().filter_map(|line| code_range(line, &program)).map(unmap).sum()
 }
 
-/// The range of a line of `/proc/<pid>/maps` that is code of the file `program`, or its first segment: constants, unwind
-/// tables and relocations. Other read-only data is left alone: the loader writes to it before it is made read-only, and
-/// those pages are not the file's.
+/// The range of a line of `/proc/<pid>/maps` that is code of a file, or the first segment of the file `program`: constants,
+/// unwind tables and relocations. Other read-only data is left alone: the loader writes to it before it is made read-only,
+/// and those pages are not the file's.
 fn code_range(line: &str, program: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_whitespace();
     let (range, permissions, offset) = (fields.next()?, fields.next()?, fields.next()?);
-    let never_written = permissions == "r-xp" || (permissions == "r--p" && offset.bytes().all(|digit| digit == b'0'));
-    if !never_written || fields.nth(2)? != program {
+    let file = fields.nth(2)?;
+    let code = permissions == "r-xp" && file.starts_with('/');
+    let first = permissions == "r--p" && offset.bytes().all(|digit| digit == b'0') && file == program;
+    if !code && !first {
         return None;
     }
     let (start, end) = range.split_once('-')?;
@@ -44,7 +47,7 @@ fn code_range(line: &str, program: &str) -> Option<(usize, usize)> {
 fn unmap((start, end): (usize, usize)) -> usize {
     let length = end.saturating_sub(start);
     let Some(address) = NonNull::new(std::ptr::with_exposed_provenance_mut::<c_void>(start)) else { return 0 };
-    // SAFETY: the range is a private mapping of our own program's file, code or first segment, position-independent and never
+    // SAFETY: the range is a private mapping of a file, code or the program's first segment, position-independent and never
     // writable, so that no page of it differs from the file. A page that is touched again is mapped from the file again.
     match unsafe { madvise(address, length, MmapAdvise::MADV_DONTNEED) } {
         Ok(()) => length,
@@ -57,12 +60,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_code_of_the_program_is_taken() {
+    fn only_code_of_files_is_taken() {
         let line = |permissions| format!("5649000-564a000 {permissions} 00001000 08:01 42    /usr/bin/pilotlight");
         assert_eq!(code_range(&line("r-xp"), "/usr/bin/pilotlight"), Some((0x0564_9000, 0x0564_a000)));
         assert_eq!(code_range(&line("rw-p"), "/usr/bin/pilotlight"), None);
         assert_eq!(code_range(&line("r--p"), "/usr/bin/pilotlight"), None);
-        assert_eq!(code_range(&line("r-xp"), "/usr/bin/other"), None);
+        assert!(code_range(&line("r-xp"), "/usr/bin/other").is_some(), "a library's");
+        assert_eq!(code_range("7ffd000-7ffe000 r-xp 00000000 00:00 0    [vdso]", "/usr/bin/other"), None);
         assert!(
             code_range("5649000-564a000 r--p 00000000 08:01 42 /usr/bin/pilotlight", "/usr/bin/pilotlight").is_some()
         );

@@ -64,6 +64,21 @@ pub(super) struct Summary<'a> {
 }
 
 impl Summary<'_> {
+    /// How the box's memory is used, in a sentence; empty where nobody says.
+    fn memory(&self) -> String {
+        let Some((box_, memory)) = self.snapshot.appliance.as_ref().and_then(|it| Some((it, it.memory?))) else {
+            return String::new();
+        };
+        let own = box_.services.iter().filter_map(|of| Some(format!("{} {}", of.name, megabytes(of.anonymous?))));
+        format!(
+            "Programs hold {} of {} MB of memory, {} MB are free. Of their own: {} MB",
+            megabytes(memory.programs()),
+            megabytes(memory.total),
+            megabytes(memory.available),
+            own.collect::<Vec<_>>().join(", "),
+        )
+    }
+
     fn ago(&self, at: &UnixTime) -> String {
         ago(self.now, *at)
     }
@@ -242,6 +257,11 @@ fn words(time: Duration) -> String {
     }
 }
 
+/// With one digit behind the point.
+fn megabytes(octets: u64) -> String {
+    format!("{}.{}", octets / 1_000_000, octets / 100_000 % 10)
+}
+
 fn escape_query(text: &str) -> String {
     text.bytes().fold(String::new(), |mut escaped, octet| {
         match octet {
@@ -259,6 +279,8 @@ mod tests {
     use super::*;
     use crate::machine::PowerState;
     use crate::status::Moment;
+    use crate::supervise::control::{ServiceStatus, Status};
+    use crate::supervise::memory::Memory;
 
     fn machine(last: u8, stage: Stage) -> Machine {
         Machine {
@@ -311,6 +333,20 @@ mod tests {
         let chips = Chips::new(&snapshot(), Some(Stage::Stuck), "a b");
         assert_eq!(chips.href(None), "/?find=a%20b");
         assert_eq!(chips.href(Some(&Stage::PoweredOff)), "/?stage=powered-off&find=a%20b");
+    }
+
+    #[test]
+    fn the_memory_of_a_box_is_told_where_it_is_known() {
+        let mut snapshot = snapshot();
+        let page = |snapshot: &Snapshot| Summary { snapshot, now: UnixTime::from_secs(1_000) }.render().unwrap();
+        assert!(!page(&snapshot).contains("Programs hold"));
+        let memory = Memory { total: 256_000_000, available: 99_950_000, anonymous: 21_000_000, mapped: 9_340_000 };
+        let service =
+            |name: &str, anonymous| ServiceStatus { name: name.into(), anonymous, ..ServiceStatus::default() };
+        let services = vec![service("net", Some(2_040_000)), service("dhcp", None), service("web", Some(900_000))];
+        snapshot.appliance = Some(Status { memory: Some(memory), services, ..Status::default() });
+        let told = "Programs hold 30.3 of 256.0 MB of memory, 99.9 MB are free. Of their own: net 2.0, web 0.9 MB";
+        assert!(page(&snapshot).contains(told));
     }
 
     #[test]

@@ -3,9 +3,14 @@
 //!
 //! The image is the one that `just image-dev` made last; without one the tests say so.
 
+mod faults;
+mod idle;
 mod install;
-mod rack;
+mod meter;
+pub mod rack;
+mod second;
 mod trial;
+mod update;
 
 use std::fs::OpenOptions;
 
@@ -23,6 +28,7 @@ fn boots(setup: &Setup) {
     let mut machine = rack.power_on(setup);
     let after = machine.page();
     peers::say(&format!("appliance: {setup}: page after {:.1} s", after.as_secs_f64()));
+    meter::slot();
     machine.expect_log("first boot");
     machine.expect_no_log("DEGRADED");
 }

@@ -1,6 +1,12 @@
 //! The product's command line, as a person meets it.
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn pilotlight(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pilotlight"));
@@ -66,4 +72,31 @@ fn the_lab_says_which_machine_stuck_where_and_why() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("4c4c4544-0042-3510-8054-000000000001"), "{error}");
     assert!(error.contains("waits for"), "{error}");
+}
+
+#[test]
+fn a_lab_that_is_told_to_end_takes_its_provider_along() {
+    let mut lab = Command::new(env!("CARGO_BIN_EXE_pilotlight"));
+    let mut lab = lab.args(["lab", "--machines", "0"]).stdout(Stdio::piped()).spawn().expect("the lab starts");
+    let lines = BufReader::new(lab.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let mut said = Vec::new();
+    for line in lines {
+        said.push(line);
+        if said.last().is_some_and(|line| line.contains("omnictl get")) {
+            break;
+        }
+    }
+    let word = |name: &str| {
+        let line = said.iter().find_map(|line| line.trim().strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {said:?}")).trim().to_owned()
+    };
+    let (page, state) = (word("page"), word("state"));
+    let page = page.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    assert!(TcpStream::connect(&page).is_ok(), "the provider's page is at {page}");
+
+    let pid = Pid::from_raw(i32::try_from(lab.id()).expect("a process id"));
+    kill(pid, Signal::SIGTERM).expect("the lab runs");
+    assert!(lab.wait().expect("it ends").success());
+    assert!(TcpStream::connect(&page).is_err(), "the provider is gone");
+    assert!(!Path::new(&state).exists(), "{state} is gone");
 }

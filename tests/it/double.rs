@@ -1,6 +1,8 @@
 //! The lab's Omni over its real wire: raw tonic clients that sign with the OpenPGP crate.
 
+mod checks;
 mod client;
+mod joins;
 mod life;
 mod login;
 mod people;

@@ -5,34 +5,27 @@
 //! On the way the provider of the OVMF machine is killed in the middle of the wipe: started again, it finishes what it began.
 
 pub mod initramfs;
-mod machine;
-mod site;
+pub mod machine;
+pub mod omni;
+pub mod site;
+pub mod stage;
 
-use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
-use nix::sched::{CloneFlags, setns};
-use pilotlight::lab::omni::factory::AssetSource;
-use pilotlight::lab::omni::lifecycle::{Allocation, OmniMachine};
-use pilotlight::lab::omni::{Omni, Options};
+use anyhow::{Context as _, ensure};
+use pilotlight::lab::omni::lifecycle::Allocation;
 use pilotlight::proto::lab::report_request::Event;
 use pilotlight::time::Uptime;
-use tokio::sync::oneshot;
 
 use crate::peers::require;
 use machine::{Firmware, Machine};
-use site::{BRIDGE, OMNI, PROVIDER, Site};
+use omni::{OmniThread, PROVIDER_ID};
+use site::{BRIDGE, PROVIDER, Site};
+use stage::{Stage, Timeline};
 
 /// How long one machine's way may take. Both at once on two cores take a minute and a half.
 const LIMIT: Duration = Duration::from_secs(480);
-/// How often a file or a process is looked at.
-const LOOK: Duration = Duration::from_millis(250);
-const PROVIDER_ID: &str = "e2e";
 const TOOLS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("dnsmasq", "dnsmasq-base"),
@@ -60,7 +53,7 @@ fn play(name: &'static str, firmware: Firmware, with_zeroes: bool) {
         return;
     }
     let mut site = Site::open(name).unwrap();
-    let timeline = Timeline { name, start: Uptime::now() };
+    let timeline = Timeline { name, start: Uptime::now(), limit: LIMIT };
     if let Err(error) = life(&mut site, &timeline, firmware, with_zeroes) {
         timeline.say(&format!("FAILED: {error:#}"));
         site.print_logs();
@@ -69,7 +62,7 @@ fn play(name: &'static str, firmware: Firmware, with_zeroes: bool) {
 }
 
 /// Whether everything is there that this needs.
-fn ready() -> bool {
+pub fn ready() -> bool {
     let required = std::env::var_os("PILOTLIGHT_REQUIRE_PEERS").is_some_and(|value| value == "1");
     let lacks = |what: &str, package: &str| {
         assert!(!required, "{what} is required ({package})");
@@ -195,113 +188,4 @@ fn start_provider(
     provider.args(["--ipmi-pxe-boot-mode", if firmware == Firmware::SeaBios { "bios" } else { "uefi" }]);
     provider.arg(format!("--wipe-with-zeroes={with_zeroes}"));
     site.spawn(name, provider)
-}
-
-/// What the steps look at.
-struct Stage<'a> {
-    site: &'a mut Site,
-    timeline: &'a Timeline,
-    machine: &'a Machine,
-    omni: &'a Omni,
-}
-
-impl Stage<'_> {
-    /// Waits until `holds`, and says so.
-    fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> anyhow::Result<bool>) -> anyhow::Result<()> {
-        while !holds(self)? {
-            self.site.check()?;
-            if self.timeline.elapsed() > LIMIT {
-                bail!("timed out before: {what}");
-            }
-            std::thread::sleep(LOOK);
-        }
-        self.timeline.say(what);
-        Ok(())
-    }
-
-    /// Waits for a line with all of `words` in a log, and shows it.
-    fn until_log(&mut self, log: &str, what: &str, words: &[&str]) -> anyhow::Result<()> {
-        let path = if log == "serial" { self.machine.serial() } else { self.site.log(log) };
-        let mut found = String::new();
-        self.until(what, |_| {
-            let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
-            let line = text.lines().find(|line| words.iter().all(|word| line.contains(word)));
-            if let Some(line) = line {
-                found = line.chars().filter(|char| !char.is_control()).take(240).collect();
-            }
-            Ok(!found.is_empty())
-        })?;
-        crate::peers::say(&format!("             {log}: {found}"));
-        Ok(())
-    }
-
-    /// Waits until Omni's view of the machine `holds`.
-    fn until_omni(&mut self, what: &str, holds: impl Fn(&OmniMachine) -> bool) -> anyhow::Result<()> {
-        self.until(what, |stage| Ok(stage.omni.controller().machine(stage.machine.uuid).is_some_and(|m| holds(&m))))
-    }
-}
-
-/// The steps with their times, on the test's output.
-struct Timeline {
-    name: &'static str,
-    start: Uptime,
-}
-
-impl Timeline {
-    fn elapsed(&self) -> Duration {
-        Uptime::now().since(self.start)
-    }
-
-    fn say(&self, what: &str) {
-        crate::peers::say(&format!("{} {:6.1} s {what}", self.name, self.elapsed().as_secs_f32()));
-    }
-}
-
-/// Omni, on a thread of its own inside the rack's namespace.
-struct OmniThread {
-    omni: Arc<Omni>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl OmniThread {
-    fn start(namespace: &str, assets: &Path) -> anyhow::Result<Self> {
-        let entrance = std::fs::File::open(format!("/run/netns/{namespace}"))?;
-        let address: IpAddr = OMNI.parse()?;
-        let options = Options {
-            grpc: (address, 0).into(),
-            factory: (address, 0).into(),
-            advertise: address,
-            assets: AssetSource::Directory(assets.to_owned()),
-            ..Options::loopback(PROVIDER_ID)
-        };
-        let (started, result) = mpsc::channel();
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let run = || -> anyhow::Result<()> {
-                // Sockets belong to the namespace of the thread that makes them: this thread serves, and nothing else.
-                setns(entrance, CloneFlags::CLONE_NEWNET)?;
-                tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-                    let omni = Arc::new(Omni::start(options).await?);
-                    started.send(Ok(omni)).context("nobody waits")?;
-                    let _ = stopped.await;
-                    Ok(())
-                })
-            };
-            if let Err(error) = run() {
-                let _ = started.send(Err(error));
-            }
-        });
-        let omni = result.recv().context("Omni's thread died")??;
-        Ok(Self { omni, stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for OmniThread {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

@@ -301,6 +301,17 @@ impl ManagementService for Script {
         Ok(Response::new(BootAssetUrlResponse { url, headers, ..Default::default() }))
     }
 
+    async fn validate_config(&self, _: Request<management::ValidateConfigRequest>) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("not used by this provider"))
+    }
+
+    async fn validate_json_schema(
+        &self,
+        _: Request<management::ValidateJsonSchemaRequest>,
+    ) -> Result<Response<management::ValidateJsonSchemaResponse>, Status> {
+        Err(Status::unimplemented("not used by this provider"))
+    }
+
     async fn create_service_account(
         &self,
         _: Request<management::CreateServiceAccountRequest>,
@@ -312,6 +323,13 @@ impl ManagementService for Script {
         &self,
         _: Request<management::RenewServiceAccountRequest>,
     ) -> Result<Response<management::RenewServiceAccountResponse>, Status> {
+        Err(Status::unimplemented("not a provider's"))
+    }
+
+    async fn create_join_token(
+        &self,
+        _: Request<management::CreateJoinTokenRequest>,
+    ) -> Result<Response<management::CreateJoinTokenResponse>, Status> {
         Err(Status::unimplemented("not a provider's"))
     }
 

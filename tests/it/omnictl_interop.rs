@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use pilotlight::lab::omni::controller::machine_configs;
+use pilotlight::lab::omni::join_tokens::join_token_statuses;
 use pilotlight::lab::omni::token;
 use pilotlight::lab::omni::{Omni, Options};
 use pilotlight::proto::siderolink::ProvisionRequest;
@@ -18,6 +19,8 @@ use tonic::transport::Channel;
 
 use crate::{go, peers};
 
+/// What a machine shows of its tunnel's key.
+const WIREGUARD_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const ID: &str = "metal-1";
 const UUID: &str = "4c4c4544-0044-4810-8031-b4c04f333132";
 
@@ -95,7 +98,12 @@ async fn machine(omni: &Omni) {
     let config = omni.state().get(&Kind::omni("ProviderJoinConfigs"), ID).unwrap();
     let secret = config.decode::<ProviderJoinConfigSpec>().unwrap().join_token;
     let join_token = Some(token::for_provider(&secret, ID));
-    let join = ProvisionRequest { node_uuid: UUID.into(), join_token, ..Default::default() };
+    let join = ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
+        node_uuid: UUID.into(),
+        join_token,
+        ..Default::default()
+    };
     let channel = Channel::from_shared(omni.endpoint()).unwrap().connect().await.unwrap();
     ProvisionServiceClient::new(channel).provision(join).await.unwrap();
 }
@@ -140,6 +148,84 @@ async fn omnictl_gets_applies_deletes_and_makes_providers() {
     assert!(complaint.contains("PermissionDenied"), "{complaint}");
     let calls: u64 = omni.calls().values().sum();
     peers::say(&format!("{OMNICTL}: {} commands, {calls} calls", omnictl.commands.get()));
+    omni.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn omnictl_manages_join_tokens_power_and_what_providers_want_to_know() {
+    let Some(program) = go::program("omnictl") else { return };
+    let omni = Omni::start(Options::loopback(ID)).await.unwrap();
+    machine(&omni).await;
+    let omnictl = Omnictl::new(program, omni.endpoint(), omni.admin().key_string.reveal());
+
+    let plain = omnictl.run(&["jointoken", "create", "rack"]).await.unwrap().trim().to_owned();
+    let listed = async |words: [&str; 3]| {
+        let mut bells = omni.state().bells([join_token_statuses()]);
+        let told = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let list = omnictl.run(&["jointoken", "list"]).await.unwrap();
+                let row = list.lines().find(|line| line.starts_with(&plain)).unwrap_or_default();
+                if words == row.split_whitespace().skip(1).filter(|word| *word != "never").collect::<Vec<_>>()[..] {
+                    return;
+                }
+                bells.rung().await;
+            }
+        });
+        told.await.unwrap_or_else(|_| panic!("{words:?}"));
+    };
+    listed(["rack", "ACTIVE", "0"]).await;
+    let join = ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
+        node_uuid: "4c4c4544-0000-4810-8031-b4c04f333132".into(),
+        join_token: Some(plain.clone()),
+        ..Default::default()
+    };
+    let channel = Channel::from_shared(omni.endpoint()).unwrap().connect().await.unwrap();
+    ProvisionServiceClient::new(channel).provision(join).await.unwrap();
+    listed(["rack", "ACTIVE", "1"]).await;
+    let complaint = omnictl.run(&["jointoken", "revoke", &plain]).await.unwrap_err();
+    assert!(complaint.contains("1 of 1 machine won't be able to connect"), "{complaint}");
+    omnictl.say(&[(&["jointoken", "revoke", &plain, "--force"], "was revoked")]).await;
+    listed(["rack", "REVOKED", "1"]).await;
+    omnictl.run(&["jointoken", "unrevoke", &plain]).await.unwrap();
+    listed(["rack", "ACTIVE", "1"]).await;
+    omnictl.run(&["jointoken", "make-default", &plain]).await.unwrap();
+    let complaint = omnictl.run(&["jointoken", "delete", &plain, "--force"]).await.unwrap_err();
+    assert!(complaint.contains("deleting default join token is not possible"), "{complaint}");
+    omnictl.run(&["jointoken", "create", "a name that is too long"]).await.unwrap_err();
+
+    omnictl.apply(&config(UUID, 1)).await.unwrap();
+    let accepted = omni
+        .controller()
+        .wait(UUID, |known| known.filter(|known| known.acceptance == AcceptanceStatus::Accepted).map(drop));
+    tokio::time::timeout(PATIENCE, accepted).await.unwrap();
+    let wish = || {
+        let config = omni.state().get(&machine_configs(), UUID).unwrap();
+        config.decode::<InfraMachineConfigSpec>().unwrap().power_off_request_id
+    };
+    omnictl.run(&["machine", "shutdown", UUID]).await.unwrap();
+    assert!(!wish().is_empty());
+    omnictl.run(&["machine", "power-on", UUID]).await.unwrap();
+    assert!(wish().is_empty());
+
+    let schema = r#"{"properties": {"cores": {"type": "integer"}}}"#.to_owned();
+    let mut maker = Resource::new(
+        Kind::omni("InfraProviderStatuses"),
+        "virtual",
+        &InfraProviderStatusSpec { schema, ..Default::default() },
+    );
+    maker.labels.insert(LABEL_INFRA_PROVIDER_ID.into(), "virtual".into());
+    omni.state().create(maker, "").unwrap();
+    let class = |data: &str| {
+        format!(
+            "metadata:\n  namespace: default\n  type: MachineClasses.omni.sidero.dev\n  id: large\nspec:\n  \
+             autoprovision:\n    providerid: virtual\n    providerdata: '{data}'\n"
+        )
+    };
+    let complaint = omnictl.apply(&class("cores: many")).await.unwrap_err();
+    assert!(complaint.contains("/cores: want integer"), "{complaint}");
+    omnictl.apply(&class("cores: 4")).await.unwrap();
+    peers::say(&format!("{OMNICTL}, join tokens, power, classes: {} commands", omnictl.commands.get()));
     omni.shutdown().await;
 }
 

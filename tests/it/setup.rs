@@ -190,7 +190,7 @@ fn a_browser_sets_the_box_up_without_a_script_of_ours() {
     browser.click("form.setup > button");
     let notes = "[...document.querySelectorAll('.note')].map((note) => note.textContent).join(' ')";
     let notes = browser.evaluate(notes);
-    assert_eq!(notes, "Saved. It counts when these start anew: net, provider.");
+    assert_eq!(notes, "Saved. It counts when these start anew: dhcp, net, provider.");
     assert_eq!(browser.evaluate("document.getElementsByName('hostname')[0].value"), "rack7");
     assert_eq!(browser.evaluate(&format!("document.documentElement.outerHTML.includes({:?})", key())), false);
     assert_eq!(std::fs::read_to_string(services.kept("key")).unwrap(), key());

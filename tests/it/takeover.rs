@@ -28,6 +28,8 @@ use pilotlight::wire::ipmi::command::{BootOverride, ChassisControl};
 use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
+/// What a machine shows of its tunnel's key.
+const WIREGUARD_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 const ID: &str = "bare-metal";
 const USER: &str = "talos-agent";
 const PASSWORD: &str = "plain-from-go";
@@ -92,7 +94,12 @@ impl Machine {
         let config = omni.state().get(&Kind::omni("ProviderJoinConfigs"), ID).unwrap();
         let secret = config.decode::<specs::ProviderJoinConfigSpec>().unwrap().join_token;
         let join_token = Some(token::for_provider(&secret, ID));
-        let join = ProvisionRequest { node_uuid: self.id.clone(), join_token, ..Default::default() };
+        let join = ProvisionRequest {
+            node_public_key: WIREGUARD_KEY.into(),
+            node_uuid: self.id.clone(),
+            join_token,
+            ..Default::default()
+        };
         ProvisionServiceClient::new(channel.clone()).provision(join).await.unwrap();
         for event in events {
             let report = ReportRequest { uuid: self.id.clone(), event: (*event).into() };

@@ -12,14 +12,24 @@ use tokio::task::JoinSet;
 
 use super::lifecycle::{Input, OmniMachine};
 use super::state::{From, State};
+use super::validate::Maker;
 use crate::proto::specs::infra_machine_config_spec::AcceptanceStatus;
 use crate::proto::specs::{
-    BmcConfigSpec, InfraMachineBmcConfigSpec, InfraMachineConfigSpec, InfraMachineStatusSpec, MachineRegistrationSpec,
-    MachineSpec, NodeUniqueTokenSpec, SiderolinkSpec,
+    BmcConfigSpec, InfraMachineBmcConfigSpec, InfraMachineConfigSpec, InfraMachineStatusSpec, InfraProviderStatusSpec,
+    MachineRegistrationSpec, MachineSpec, SiderolinkSpec,
 };
 use crate::resource::{
     Kind, LABEL_INFRA_PROVIDER_ID, LABEL_IS_STATIC_INFRA_PROVIDER, NAMESPACE_DEFAULT, Phase, Resource,
 };
+
+/// On the link of a machine that has Talos on its disk: no other unique token takes the place of the one that it has.
+pub const FORCE_UNIQUE_TOKEN: &str = "siderolink.omni.sidero.dev/force-valid-node-unique-token";
+
+/// On a link and a machine that came to be with a unique token.
+pub const CREATED_WITH_UNIQUE_TOKEN: &str = "omni.sidero.dev/created-with-unique-token";
+
+/// On a machine whose provider keeps machines that outlive clusters.
+const LABEL_IS_STATIC: &str = "omni.sidero.dev/is-managed-by-static-infra-provider";
 
 /// The owner of InfraMachines.
 pub const INFRA_MACHINE_OWNER: &str = "InfraMachineController";
@@ -205,14 +215,11 @@ impl Controller {
         if let Err(error) = written {
             tracing::warn!(machine = machine.uuid, %error, "InfraMachine not written");
         }
-        if !machine.node_unique_token.is_empty() {
-            let spec = NodeUniqueTokenSpec { token: machine.node_unique_token.clone() };
-            let resource = Resource::new(node_unique_tokens(), &machine.uuid, &spec);
-            let _ = self.0.state.put(resource, |stored| stored.encode(&spec));
-        }
         if machine.acceptance == AcceptanceStatus::Accepted {
             // Omni has a Machine only for what its user accepted.
-            let _ = self.0.state.put(machine_of(&self.0.state, &machine.uuid, &machine.labels()), |_| ());
+            let mut labels = machine.labels();
+            labels.insert(LABEL_IS_STATIC.to_owned(), String::new());
+            let _ = self.0.state.put(machine_of(&self.0.state, &machine.uuid, &labels), |_| ());
         }
     }
 
@@ -298,10 +305,16 @@ pub fn machine_bmc_configs() -> Kind {
     Kind::new(NAMESPACE_DEFAULT, "InfraMachineBMCConfigs.omni.sidero.dev")
 }
 
+/// What the provider of this ID says of the machines that it makes; `None` before it says anything.
+pub(super) fn maker(state: &State, provider_id: &str) -> Option<Maker> {
+    let status = state.get(&Kind::omni("InfraProviderStatuses"), provider_id).ok()?;
+    let is_static = status.labels.contains_key(LABEL_IS_STATIC_INFRA_PROVIDER);
+    Some(Maker { is_static, schema: status.decode::<InfraProviderStatusSpec>().unwrap_or_default().schema })
+}
+
 /// Whether the provider of this ID keeps machines that outlive clusters.
-pub(super) fn is_static(state: &State, provider_id: &str) -> bool {
-    let status = state.get(&Kind::omni("InfraProviderStatuses"), provider_id);
-    status.is_ok_and(|status| status.labels.contains_key(LABEL_IS_STATIC_INFRA_PROVIDER))
+fn is_static(state: &State, provider_id: &str) -> bool {
+    maker(state, provider_id).is_some_and(|maker| maker.is_static)
 }
 
 /// The InfraMachineRegistration of a link, which has the link's labels.
@@ -314,14 +327,18 @@ pub(super) fn registration(uuid: &str, labels: &BTreeMap<String, String>) -> Res
 
 /// The Machine behind a link, with these labels.
 pub(super) fn machine_of(state: &State, uuid: &str, labels: &BTreeMap<String, String>) -> Resource {
-    let link = state.get(&links(), uuid).ok().and_then(|link| link.decode::<SiderolinkSpec>().ok()).unwrap_or_default();
+    let link = state.get(&links(), uuid).ok();
+    let spec = link.as_ref().and_then(|link| link.decode::<SiderolinkSpec>().ok()).unwrap_or_default();
     let spec = MachineSpec {
-        management_address: link.node_subnet.split('/').next().unwrap_or_default().to_owned(),
-        connected: link.connected,
+        management_address: spec.node_subnet.split('/').next().unwrap_or_default().to_owned(),
+        connected: spec.connected,
         use_grpc_tunnel: false,
     };
     let mut resource = Resource::new(machines(), uuid, &spec);
     resource.labels = labels.clone();
+    if link.is_some_and(|link| link.annotations.contains_key(CREATED_WITH_UNIQUE_TOKEN)) {
+        resource.annotations.insert(CREATED_WITH_UNIQUE_TOKEN.to_owned(), String::new());
+    }
     resource.owner = "MachineController".to_owned();
     resource
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use tokio::task::JoinSet;
 
-use super::controller::{join_token_usages, links, machine_of, machines, registration};
+use super::controller::{join_token_usages, links, machine_of, machines, node_unique_tokens, registration};
 use super::state::State;
 use super::token::MACHINE_REQUEST;
 use crate::proto::specs::{MachineClassSpec, MachineRequestSetSpec, MachineRequestSpec, MachineRequestStatusSpec};
@@ -17,6 +17,8 @@ use crate::resource::{Kind, LABEL_INFRA_PROVIDER_ID, NAMESPACE_DEFAULT, Phase, R
 
 /// Names the set of a request.
 pub const LABEL_REQUEST_SET: &str = "omni.sidero.dev/machine-request-set";
+/// On a machine that was made for a set, and is not there for the taking.
+const NO_MANUAL_ALLOCATION: &str = "omni.sidero.dev/no-manual-allocation";
 /// Omni's hold on a request.
 pub const REQUEST_FINALIZER: &str = "ClusterMachineRequestStatusController";
 /// Omni's hold on a request's status, until the machine is out of its cluster and its link is gone.
@@ -146,8 +148,10 @@ impl Dynamic {
         if labels.get(MACHINE_REQUEST) != Some(&status.id) {
             return;
         }
-        for resource in [registration(&uuid, &labels), machine_of(&self.state, &uuid, &labels)] {
-            let labels = labels.clone();
+        let mut of_a_set = labels.clone();
+        of_a_set.insert(NO_MANUAL_ALLOCATION.to_owned(), String::new());
+        for resource in [registration(&uuid, &labels), machine_of(&self.state, &uuid, &of_a_set)] {
+            let labels = resource.labels.clone();
             let _ = self.state.put(resource, |stored| stored.labels = labels);
         }
     }
@@ -157,7 +161,13 @@ impl Dynamic {
         let uuid = status.decode::<MachineRequestStatusSpec>().unwrap_or_default().id;
         let ours = self.state.get(&links(), &uuid);
         if ours.is_ok_and(|link| link.labels.get(MACHINE_REQUEST) == Some(&status.id)) {
-            let own = [machines(), Kind::omni("InfraMachineRegistrations"), links(), join_token_usages()];
+            let own = [
+                machines(),
+                Kind::omni("InfraMachineRegistrations"),
+                links(),
+                join_token_usages(),
+                node_unique_tokens(),
+            ];
             for kind in own {
                 if let Ok(stored) = self.state.get(&kind, &uuid) {
                     let _ = self.state.destroy(&kind, &uuid, &stored.owner);
@@ -261,6 +271,7 @@ mod tests {
         omni.reconcile();
         let machine = omni.state.get(&machines(), UUID).unwrap();
         assert_eq!(machine.labels.get(MACHINE_REQUEST), Some(&request.id));
+        assert!(machine.labels.contains_key(NO_MANUAL_ALLOCATION));
         let registered = omni.state.get(&Kind::omni("InfraMachineRegistrations"), UUID).unwrap();
         assert_eq!(registered.labels.get(MACHINE_REQUEST), Some(&request.id));
         assert_eq!(omni.state.get(&config_patches(), "a").unwrap().labels["omni.sidero.dev/machine"], UUID);

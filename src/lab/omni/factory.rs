@@ -18,6 +18,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::faults::Knobs;
+use super::schematic;
 
 /// The extension that makes a Talos image the agent's.
 pub const AGENT_EXTENSION: &str = "siderolabs/metal-agent";
@@ -68,10 +69,16 @@ pub struct Asset {
     pub file: String,
 }
 
-/// The factory remembers no more schematics, or none as long as this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the factory is full")]
-pub struct Full;
+/// Why a schematic is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoSchematic {
+    /// The factory remembers no more of them, or none as long as this.
+    #[error("the factory is full")]
+    Full,
+    /// It says what no schematic says.
+    #[error("the schematic is not valid: {0}")]
+    Invalid(String),
+}
 
 impl Factory {
     pub(super) fn new(assets: AssetSource, knobs: Arc<Knobs>) -> Self {
@@ -82,13 +89,16 @@ impl Factory {
     ///
     /// # Errors
     ///
-    /// [`Full`].
-    pub fn add_schematic(&self, yaml: &str) -> Result<String, Full> {
+    /// [`NoSchematic`].
+    pub fn add_schematic(&self, yaml: &str) -> Result<String, NoSchematic> {
         let id: String = Sha256::digest(yaml.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         let mut schematics = self.0.schematics.lock().unwrap_or_else(PoisonError::into_inner);
         if !schematics.contains_key(&id) {
             if schematics.len() >= MAX_SCHEMATICS || yaml.len() > 1 << 20 {
-                return Err(Full);
+                return Err(NoSchematic::Full);
+            }
+            if let Some(fault) = schematic::fault(yaml) {
+                return Err(NoSchematic::Invalid(fault));
             }
             schematics.insert(id.clone(), yaml.to_owned());
         }
@@ -163,7 +173,8 @@ async fn post_schematic(Extract(factory): Extract<Factory>, yaml: String) -> Res
             (StatusCode::CREATED, axum::Json(serde_json::json!({ "id": id }))).into_response()
         }
         Ok(id) => (StatusCode::CREATED, axum::Json(serde_json::json!({ "id": id, "schematic": yaml }))).into_response(),
-        Err(full) => (StatusCode::INSUFFICIENT_STORAGE, full.to_string()).into_response(),
+        Err(full @ NoSchematic::Full) => (StatusCode::INSUFFICIENT_STORAGE, full.to_string()).into_response(),
+        Err(invalid) => (StatusCode::BAD_REQUEST, invalid.to_string()).into_response(),
     }
 }
 

@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest as _, Sha256};
-
 use crate::proto::lab::next_response::Order;
 use crate::proto::lab::report_request::Event;
 use crate::proto::specs::infra_machine_config_spec::{AcceptanceStatus, MachinePowerState as Configured};
@@ -143,11 +141,8 @@ impl OmniMachine {
             Input::Deallocated => (),
             Input::Removed => self.removing = true,
         }
-        if self.acceptance == AcceptanceStatus::Accepted && self.reachable && !self.info_collected {
+        if self.acceptance == AcceptanceStatus::Accepted && self.reachable {
             self.info_collected = true;
-            if self.node_unique_token.is_empty() {
-                self.node_unique_token = unique_token(&self.uuid);
-            }
         }
     }
 
@@ -262,29 +257,6 @@ impl OmniMachine {
     pub fn is_off(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.power_state() == Observed::PowerStateOff)
     }
-
-    /// Whether a machine that shows this unique token may join: the known one, or any while none is known or after the
-    /// provider wiped the known one.
-    pub fn admits(&self, token: Option<&str>) -> bool {
-        let wiped = self.status.as_ref().map(|status| status.wiped_node_unique_token.as_str());
-        match token {
-            None => true,
-            Some(token) => {
-                self.node_unique_token.is_empty()
-                    || token == self.node_unique_token
-                    || wiped == Some(self.node_unique_token.as_str())
-            }
-        }
-    }
-}
-
-/// The token that Omni would write to the machine's META partition.
-///
-/// Source: contract omni-wire.md section 7.4.
-fn unique_token(uuid: &str) -> String {
-    let hex = |text: String| Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let (fingerprint, token) = (hex(format!("fingerprint {uuid}")), hex(format!("token {uuid}")));
-    format!("{{\"Fingerprint\":\"{fingerprint}\",\"Token\":\"{token}\"}}")
 }
 
 #[cfg(test)]
@@ -338,7 +310,8 @@ mod tests {
         assert_eq!(machine.spec().preferred_power_state(), Preferred::PowerStateOn);
         play(&mut machine, [Input::Reported(Event::Agent)]);
         assert_eq!(machine.spec().preferred_power_state(), Preferred::PowerStateOff);
-        assert!(machine.spec().node_unique_token.starts_with("{\"Fingerprint\":\""));
+        play(&mut machine, [Input::Joined(Some("t".into())), Input::Joined(None)]);
+        assert_eq!(machine.spec().node_unique_token, "t", "it is never cleared");
         assert!(!machine.labels().contains_key(LABEL_ACCEPT_PENDING));
     }
 
@@ -391,15 +364,5 @@ mod tests {
         let mut machine = accepted();
         play(&mut machine, [Input::Allocated(allocation()), Input::Deallocated]);
         assert_eq!((machine.allocation.clone(), machine.wipe_id.as_str()), (None, "wipe-1"));
-    }
-
-    #[test]
-    fn another_unique_token_is_admitted_only_after_the_known_one_was_wiped() {
-        let mut machine = accepted();
-        let known = machine.node_unique_token.clone();
-        assert!(machine.admits(None) && machine.admits(Some(&known)) && !machine.admits(Some("other")));
-        let status = InfraMachineStatusSpec { wiped_node_unique_token: known, ..InfraMachineStatusSpec::default() };
-        play(&mut machine, [Input::Observed(Some(status))]);
-        assert!(machine.admits(Some("other")));
     }
 }

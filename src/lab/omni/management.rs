@@ -9,16 +9,23 @@ use tonic::{Request, Response, Status};
 
 use super::account;
 use super::accounts::Accounts;
-use super::factory::Factory;
+use super::factory::{Factory, NoSchematic};
 use super::faults::Knobs;
+use super::join_tokens::join_tokens;
+use super::patch;
 use super::people::People;
 use super::role::{Identity, PROVIDER_PREFIX, Role};
+use super::schema::Schema;
+use super::validate;
 use crate::proto::management::{
-    BootAssetKind, BootAssetUrlRequest, BootAssetUrlResponse, CreateSchematicFromRawRequest, CreateSchematicResponse,
-    CreateServiceAccountRequest, CreateServiceAccountResponse, MachinePowerOffRequest, MachinePowerOffResponse,
-    MachinePowerOnRequest, MachinePowerOnResponse, RenewServiceAccountRequest, RenewServiceAccountResponse,
-    management_service_server,
+    BootAssetKind, BootAssetUrlRequest, BootAssetUrlResponse, CreateJoinTokenRequest, CreateJoinTokenResponse,
+    CreateSchematicFromRawRequest, CreateSchematicResponse, CreateServiceAccountRequest, CreateServiceAccountResponse,
+    MachinePowerOffRequest, MachinePowerOffResponse, MachinePowerOnRequest, MachinePowerOnResponse,
+    RenewServiceAccountRequest, RenewServiceAccountResponse, ValidateConfigRequest, ValidateJsonSchemaRequest,
+    ValidateJsonSchemaResponse, management_service_server, validate_json_schema_response,
 };
+use crate::proto::specs::JoinTokenSpec;
+use crate::resource::Resource;
 use crate::time::UnixTime;
 
 /// `management.ManagementService` over a [`Factory`].
@@ -69,8 +76,10 @@ impl management_service_server::ManagementService for Management {
         allow(&request, Role::Operator, true)?;
         let yaml = String::from_utf8(request.into_inner().raw_schematic)
             .map_err(|_| Status::invalid_argument("the schematic is not UTF-8"))?;
-        let schematic_id =
-            self.factory.add_schematic(&yaml).map_err(|full| Status::resource_exhausted(full.to_string()))?;
+        let schematic_id = self.factory.add_schematic(&yaml).map_err(|refused| match refused {
+            NoSchematic::Full => Status::resource_exhausted(refused.to_string()),
+            NoSchematic::Invalid(_) => Status::invalid_argument(refused.to_string()),
+        })?;
         Ok(Response::new(CreateSchematicResponse { schematic_id, ..CreateSchematicResponse::default() }))
     }
 
@@ -103,6 +112,30 @@ impl management_service_server::ManagementService for Management {
             image_factory_host: self.factory_url.trim_start_matches("http://").to_owned(),
             ..BootAssetUrlResponse::default()
         }))
+    }
+
+    async fn validate_config(&self, request: Request<ValidateConfigRequest>) -> Result<Response<()>, Status> {
+        allow(&request, Role::None, true)?;
+        patch::check(&request.get_ref().config).map_err(|bad| Status::invalid_argument(bad.to_string()))?;
+        Ok(Response::new(()))
+    }
+
+    async fn validate_json_schema(
+        &self,
+        request: Request<ValidateJsonSchemaRequest>,
+    ) -> Result<Response<ValidateJsonSchemaResponse>, Status> {
+        allow(&request, Role::None, true)?;
+        let asked = request.get_ref();
+        // Only what does not agree is an answer; what cannot be compared is an error without a code of its own.
+        let schema = Schema::parse(&asked.schema).map_err(|bad| Status::unknown(bad.to_string()))?;
+        let faults = schema.check(&asked.data).map_err(|bad| Status::unknown(bad.to_string()))?;
+        let errors = faults.into_iter().map(|fault| validate_json_schema_response::Error {
+            errors: Vec::new(),
+            schema_path: fault.schema_path,
+            data_path: fault.data_path,
+            cause: fault.cause,
+        });
+        Ok(Response::new(ValidateJsonSchemaResponse { errors: errors.collect() }))
     }
 
     async fn create_service_account(
@@ -139,6 +172,20 @@ impl management_service_server::ManagementService for Management {
             .ok_or_else(|| Status::not_found(format!("service account {:?} does not exist", asked.name)))?;
         let public_key_id = self.register(&asked.armored_pgp_public_key, identity)?;
         Ok(Response::new(RenewServiceAccountResponse { public_key_id }))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<CreateJoinTokenRequest>,
+    ) -> Result<Response<CreateJoinTokenResponse>, Status> {
+        allow(&request, Role::Admin, false)?;
+        let asked = request.into_inner();
+        let spec = JoinTokenSpec { name: asked.name, expiration_time: asked.expiration_time, revoked: false };
+        let id = super::seeds::secret();
+        let token = Resource::new(join_tokens(), &id, &spec);
+        validate::create(&token).map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        self.accounts.state.create(token, "").map_err(|refused| Status::internal(refused.to_string()))?;
+        Ok(Response::new(CreateJoinTokenResponse { id }))
     }
 
     async fn machine_power_off(

@@ -8,7 +8,11 @@
 
 // What is stored, and the rules of storing.
 pub mod collection;
+pub mod document;
+pub mod patch;
 pub mod query;
+pub mod schema;
+pub mod schematic;
 pub mod state;
 pub mod types;
 mod validate;
@@ -18,6 +22,7 @@ pub mod yaml;
 // Who may do what.
 pub mod account;
 pub mod accounts;
+pub mod admission;
 pub mod auth;
 pub mod plain;
 pub mod role;
@@ -29,7 +34,7 @@ pub mod factory;
 pub mod faults;
 mod gate;
 mod login;
-mod machines;
+pub mod machines;
 mod management;
 pub mod port;
 mod serve;
@@ -37,6 +42,7 @@ mod serve;
 // What acts.
 pub mod controller;
 pub mod dynamic;
+pub mod join_tokens;
 pub mod lifecycle;
 pub mod people;
 pub mod providers;
@@ -58,6 +64,7 @@ use tonic::service::Routes;
 
 use self::account::{AccountError, ServiceAccount};
 use self::accounts::Accounts;
+use self::admission::JoinMode;
 use self::collection::Refused;
 use self::controller::Controller;
 use self::factory::{AssetSource, Factory};
@@ -98,6 +105,8 @@ pub struct Options {
     pub key_lifetime: Duration,
     /// Which Omni it is.
     pub generation: Generation,
+    /// How it checks join tokens; an old Omni knows but one way.
+    pub join_mode: JoinMode,
 }
 
 impl Options {
@@ -112,6 +121,7 @@ impl Options {
             assets: AssetSource::default(),
             key_lifetime: Duration::from_secs(86_400),
             generation: Generation::Current,
+            join_mode: JoinMode::default(),
         }
     }
 }
@@ -196,13 +206,14 @@ impl Omni {
         };
         let login =
             login::Login { accounts: accounts.clone(), logins: logins.clone(), url: format!("http://{endpoint}") };
-        let machines = machines::MachineApi { state: state.clone(), controller: controller.clone() };
+        let mode = if options.generation == Generation::Old { JoinMode::Legacy } else { options.join_mode };
+        let machines = machines::MachineApi { state: state.clone(), controller: controller.clone(), mode };
         let api = StateServer::new(api).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
         let router = Routes::new(api.accept_compressed(Gzip).send_compressed(Gzip))
             .add_service(ManagementServiceServer::new(management).accept_compressed(Gzip).send_compressed(Gzip))
             .add_service(AuthServiceServer::new(login).accept_compressed(Gzip).send_compressed(Gzip))
             .add_service(ProvisionServiceServer::new(machines.clone()).accept_compressed(Gzip))
-            .add_service(MachineLinkServer::new(machines).accept_compressed(Gzip))
+            .add_service(MachineLinkServer::new(machines.clone()).accept_compressed(Gzip))
             .into_axum_router()
             .layer(from_fn_with_state(Arc::clone(&gate), gate::pass));
         let ports = [grpc_port.serve(router), factory_port.serve(factory.router())];
@@ -211,6 +222,8 @@ impl Omni {
         providers.spawn(&mut tasks);
         accounts.clone().spawn(&mut tasks);
         dynamic::Dynamic { state: state.clone() }.spawn(&mut tasks);
+        join_tokens::JoinTokens { state: state.clone() }.spawn(&mut tasks);
+        machines.spawn(&mut tasks);
         Ok(Self {
             faults: Faults::new(state.clone(), ports[0].clone(), ports[1].clone(), knobs),
             provider_id: options.provider_id,

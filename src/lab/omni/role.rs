@@ -140,6 +140,10 @@ pub fn right(role: Role, kind: &Kind) -> Result<Right, Denied> {
         (NAMESPACE_META, _) | (NAMESPACE_EPHEMERAL, "SysVersions.system.sidero.dev" | "Notifications") => {
             Ok(Right::Read)
         }
+        (
+            NAMESPACE_DEFAULT,
+            "FeaturesConfigs" | "TalosVersions" | "TalosExtensions" | "KubernetesVersions" | "InstallationMedias",
+        ) => Ok(Right::Read),
         (NAMESPACE_INFRA_PROVIDER, "BMCConfigs") => at_least(Role::Admin, Right::Read),
         (NAMESPACE_INFRA_PROVIDER, "InfraProviders") => write_from(Role::Admin),
         (NAMESPACE_INFRA_PROVIDER, "MachineRequests") => write_from(Role::Operator),
@@ -173,6 +177,8 @@ mod tests {
             (Role::Reader, Kind::private("BMCConfiguration", "metal-1"), Some(Right::Read)),
             (Role::None, Kind::omni("InfraMachines"), None),
             (Role::None, Kind::new("ephemeral", "SysVersions.system.sidero.dev"), Some(Right::Read)),
+            (Role::None, default("FeaturesConfigs"), Some(Right::Read)),
+            (Role::None, default("Machines"), None),
         ] {
             assert_eq!(right(role, &kind).ok(), expected, "{role} {kind}");
         }

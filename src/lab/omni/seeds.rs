@@ -4,12 +4,13 @@
 
 use super::collection::Refused;
 use super::state::State;
-use super::{token, types};
+use super::{join_tokens, token, types};
 use crate::proto::specs::{
     ConnectionParamsSpec, DefaultJoinTokenSpec, FeaturesConfigSpec, InfraProviderSpec, JoinConfig, JoinTokenSpec,
-    JoinTokenStatusSpec, ProviderJoinConfigSpec, SiderolinkApiConfigSpec, SysVersionSpec, join_token_status_spec,
+    ProviderJoinConfigSpec, SiderolinkApiConfigSpec, SysVersionSpec,
 };
 use crate::resource::{Kind, LABEL_INFRA_PROVIDER_ID, NAMESPACE_DEFAULT, Resource};
+use crate::time::UnixTime;
 
 /// Omni's address within the SideroLink tunnel.
 pub const SERVER_ADDRESS: &str = "fdae:41e4:649b:9303::1";
@@ -83,15 +84,11 @@ pub(super) fn plant(
 /// Writes Omni's default join token, and for an old Omni's machine API the parameters that name it.
 fn default_join_token(state: &State, old_machine_api: Option<&str>) -> Result<(), Refused> {
     let token = secret();
-    let default = |name: &str| Kind::new(NAMESPACE_DEFAULT, format!("{name}.omni.sidero.dev"));
     let spec = JoinTokenSpec { name: "initial".to_owned(), ..JoinTokenSpec::default() };
-    state.create(Resource::new(default("JoinTokens"), &token, &spec), "")?;
-    let mut status =
-        JoinTokenStatusSpec { is_default: true, name: "initial".to_owned(), ..JoinTokenStatusSpec::default() };
-    status.set_state(join_token_status_spec::State::Active);
-    state.create(Resource::new(default("JoinTokenStatuses"), &token, &status), "JoinTokenStatusController")?;
+    state.create(Resource::new(join_tokens::join_tokens(), &token, &spec), "")?;
     let spec = DefaultJoinTokenSpec { token_id: token.clone() };
     state.create(Resource::new(default_join_tokens(), "default", &spec), "")?;
+    join_tokens::JoinTokens { state: state.clone() }.reconcile(UnixTime::now());
     let Some(machine_api) = old_machine_api else { return Ok(()) };
     let api_endpoint = format!("grpc://{machine_api}");
     let (events, logs) = sinks();
@@ -106,12 +103,13 @@ fn default_join_token(state: &State, old_machine_api: Option<&str>) -> Result<()
         events_port: EVENTS_PORT,
         logs_port: LOGS_PORT,
     };
-    let params = Resource::new(default("ConnectionParams"), "siderolink-config", &params);
+    let kind = Kind::new(NAMESPACE_DEFAULT, "ConnectionParams.omni.sidero.dev");
+    let params = Resource::new(kind, "siderolink-config", &params);
     state.create(params, "ConnectionParamsController").map(drop)
 }
 
 /// A plain secret: 44 characters of base62.
-fn secret() -> String {
+pub(super) fn secret() -> String {
     const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     super::random::<44>().iter().map(|byte| char::from(BASE62[usize::from(*byte) % BASE62.len()])).collect()
 }

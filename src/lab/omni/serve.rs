@@ -12,15 +12,15 @@ use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::collection::{Change, Name, Refused, Stored, What};
-use super::controller::is_static;
+use super::controller::maker;
 use super::faults::{self, Knobs};
 use super::query::{BadQuery, Query};
 use super::role::{self, Identity};
 use super::state::{From, State, Watch};
 use super::view::{Denied, Right, right};
-use super::{validate, wire};
+use super::{join_tokens, validate, wire};
 use crate::proto::cosi::{self, EventType, state_server};
-use crate::resource::{Kind, Resource};
+use crate::resource::{Kind, Phase, Resource};
 
 /// A stream of answers.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -82,7 +82,8 @@ impl StateService {
     fn removable<T>(&self, request: &Request<T>, kind: &Kind, id: &str) -> Result<(), Status> {
         let caller = self.caller(request, kind)?;
         self.visible(&caller, kind, id)?;
-        caller.right.destroy(kind).map_err(|denied| self.by_role(&caller, denied))
+        caller.right.destroy(kind).map_err(|denied| self.by_role(&caller, denied))?;
+        join_tokens::keeps(&self.state, kind, id).map_or(Ok(()), |why| Err(Status::invalid_argument(why)))
     }
 
     /// A refusal in the words that go with the caller: what is read-only for a provider is not a person's to write.
@@ -127,10 +128,10 @@ impl state_server::State for StateService {
         let owner = request.get_ref().options.clone().unwrap_or_default().owner;
         let mut resource = wire::stored(sent).map_err(malformed)?;
         let caller = self.caller(&request, &resource.kind)?;
-        wire::check_limits(&resource).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
+        wire::check_limits(&resource, None).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
         caller.right.create(&caller.provider, &mut resource.resource).map_err(|d| self.by_role(&caller, d))?;
         validate::create(&resource)
-            .and_then(|()| validate::machine_class(&resource, |provider| is_static(&self.state, provider)))
+            .and_then(|()| validate::made_machines(None, &resource, |provider| maker(&self.state, provider)))
             .map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
         let stored = self.state.create(resource, &owner).map_err(refused)?;
         Ok(Response::new(cosi::CreateResponse { resource: Some(wire::message(&stored)) }))
@@ -143,7 +144,7 @@ impl state_server::State for StateService {
         let mut resource = wire::stored(sent).map_err(malformed)?;
         let caller = self.caller(&request, &resource.kind)?;
         let stored = self.visible(&caller, &resource.kind, &resource.id)?;
-        wire::check_limits(&resource).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
+        wire::check_limits(&resource, Some(&stored)).map_err(|excess| Status::invalid_argument(excess.to_string()))?;
         if self.knobs.take_conflict() {
             let actual = stored.version.unwrap_or_default();
             let name = Name::new(&resource.kind, &resource.id);
@@ -155,8 +156,18 @@ impl state_server::State for StateService {
             .update(&caller.provider, &stored, &mut resource.resource)
             .map_err(|denied| self.by_role(&caller, denied))?;
         validate::update(&stored, &resource)
-            .and_then(|()| validate::machine_class(&resource, |provider| is_static(&self.state, provider)))
+            .and_then(|()| validate::made_machines(Some(&stored), &resource, |provider| maker(&self.state, provider)))
             .map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        if !join_tokens::names_a_token(&self.state, &resource) {
+            return Err(Status::invalid_argument(
+                "failed to validate: the default join token is to be one that exists",
+            ));
+        }
+        // A teardown in disguise is held to what a teardown is.
+        let tears_down = stored.phase == Phase::Running && resource.phase == Phase::TearingDown;
+        if tears_down && let Some(why) = join_tokens::keeps(&self.state, &resource.kind, &resource.id) {
+            return Err(Status::invalid_argument(why));
+        }
         let stored = self.state.update(resource, &options.owner, expected).map_err(refused)?;
         Ok(Response::new(cosi::UpdateResponse { resource: Some(wire::message(&stored)) }))
     }

@@ -17,30 +17,39 @@ pub const MACHINE_REQUEST: &str = "omni.sidero.dev/machine-request";
 /// What a token says about its bearer, keys sorted.
 pub type ExtraData = BTreeMap<String, String>;
 
-/// Why a token is not accepted.
+/// A token that says its version, and is nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadToken {
-    /// Not a version and base64 of JSON.
-    #[error("the join token is malformed")]
-    Malformed,
-    /// It names no provider.
-    #[error("the join token names no provider")]
-    NoProvider,
-    /// It was made with another secret.
-    #[error("unauthorized")]
-    Unauthorized,
-}
+#[error("invalid join token")]
+pub struct Malformed;
 
 #[derive(serde::Serialize, serde::Deserialize)]
-struct Token {
+struct Body {
+    #[serde(default)]
     extra_data: ExtraData,
+    #[serde(default)]
     signature: String,
+}
+
+/// A token as a machine shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// One of Omni's join tokens itself.
+    Plain(String),
+    /// It says something about its bearer.
+    Signed {
+        /// Whose secret it was made with.
+        version: Version,
+        /// What it says.
+        extra: ExtraData,
+        /// What proves it.
+        signature: Vec<u8>,
+    },
 }
 
 /// A version 2 token that carries `extra`, authenticated with the provider's `secret`.
 pub fn v2(secret: &str, extra: ExtraData) -> String {
     let signature = BASE64_STANDARD.encode(mac(secret, &extra).finalize().into_bytes());
-    let json = go_json(&Token { extra_data: extra, signature });
+    let json = go_json(&Body { extra_data: extra, signature });
     format!("v2:{}", BASE64_STANDARD.encode(json))
 }
 
@@ -63,24 +72,28 @@ pub fn for_provider(secret: &str, provider_id: &str) -> String {
     v2(secret, ExtraData::from([(LABEL_INFRA_PROVIDER_ID.to_owned(), provider_id.to_owned())]))
 }
 
-/// The extra data of a token, if it was made with the secret that `secret_of` returns for its version and provider.
-///
-/// # Errors
-///
-/// [`BadToken`].
-pub fn verify(token: &str, secret_of: impl FnOnce(Version, &str) -> Option<String>) -> Result<ExtraData, BadToken> {
-    let (version, encoded) = match token.split_once(':') {
-        Some(("v1", encoded)) => (Version::V1, encoded),
-        Some(("v2", encoded)) => (Version::V2, encoded),
-        _ => return Err(BadToken::Malformed),
-    };
-    let json = BASE64_STANDARD.decode(encoded).map_err(|_| BadToken::Malformed)?;
-    let token: Token = serde_json::from_slice(&json).map_err(|_| BadToken::Malformed)?;
-    let signature = BASE64_STANDARD.decode(token.signature).map_err(|_| BadToken::Malformed)?;
-    let provider = token.extra_data.get(LABEL_INFRA_PROVIDER_ID).ok_or(BadToken::NoProvider)?;
-    let secret = secret_of(version, provider).ok_or(BadToken::Unauthorized)?;
-    mac(&secret, &token.extra_data).verify_slice(&signature).map_err(|_| BadToken::Unauthorized)?;
-    Ok(token.extra_data)
+impl Token {
+    /// Reads a token; what names no version is a plain one.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`].
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let (version, encoded) = match text.split_once(':') {
+            Some(("v1", encoded)) => (Version::V1, encoded),
+            Some(("v2", encoded)) => (Version::V2, encoded),
+            _ => return Ok(Self::Plain(text.to_owned())),
+        };
+        let json = BASE64_STANDARD.decode(encoded).map_err(|_| Malformed)?;
+        let body: Body = serde_json::from_slice(&json).map_err(|_| Malformed)?;
+        let signature = BASE64_STANDARD.decode(body.signature).map_err(|_| Malformed)?;
+        Ok(Self::Signed { version, extra: body.extra_data, signature })
+    }
+}
+
+/// Whether these data were signed with `secret`.
+pub fn is_signed(extra: &ExtraData, signature: &[u8], secret: &str) -> bool {
+    mac(secret, extra).verify_slice(signature).is_ok()
 }
 
 fn mac(secret: &str, extra: &ExtraData) -> Hmac<Sha256> {
@@ -130,19 +143,23 @@ mod tests {
             (MACHINE_REQUEST.to_owned(), "req-7".to_owned()),
         ]);
         assert_eq!(v2("unit-test-token", extra.clone()), REQUEST);
-        assert_eq!(verify(REQUEST, |_, _| Some("unit-test-token".into())), Ok(extra));
+        let Ok(Token::Signed { version, extra: read, signature }) = Token::parse(REQUEST) else {
+            panic!("it is signed")
+        };
+        assert_eq!((version, &read), (Version::V2, &extra));
+        assert!(is_signed(&read, &signature, "unit-test-token") && !is_signed(&read, &signature, "another"));
     }
 
     #[test]
-    fn other_tokens_are_refused() {
-        assert_eq!(verify(METAL, |_, _| Some("another".into())), Err(BadToken::Unauthorized));
+    fn a_token_says_its_version_or_is_plain() {
         let old = v1("s", ExtraData::from([(LABEL_INFRA_PROVIDER_ID.to_owned(), "metal-1".to_owned())]));
-        assert!(verify(&old, |version, _| (version == Version::V1).then(|| "s".into())).is_ok());
-        assert_eq!(verify(METAL, |_, _| None), Err(BadToken::Unauthorized));
-        for malformed in ["", "plain", "v1:e30=", "v2:", "v2:!", "v2:e30="] {
-            assert_eq!(verify(malformed, |_, _| None), Err(BadToken::Malformed), "{malformed}");
+        assert!(matches!(Token::parse(&old), Ok(Token::Signed { version: Version::V1, .. })));
+        assert_eq!(Token::parse("3KfE:x"), Ok(Token::Plain("3KfE:x".into())));
+        for malformed in ["v2:", "v2:!", "v1:bm8gSlNPTg==", "v2:eyJzaWduYXR1cmUiOiIhIn0="] {
+            assert_eq!(Token::parse(malformed), Err(Malformed), "{malformed}");
         }
-        assert_eq!(verify(&v2("s", ExtraData::new()), |_, _| Some("s".into())), Err(BadToken::NoProvider));
+        let Ok(Token::Signed { extra, signature, .. }) = Token::parse("v2:e30=") else { panic!("it says nothing") };
+        assert!(extra.is_empty() && !is_signed(&extra, &signature, ""));
     }
 
     #[test]

@@ -49,7 +49,7 @@ const SHARED: &str = NAMESPACE_INFRA_PROVIDER;
 const OMNI: &str = NAMESPACE_DEFAULT;
 
 /// Every type.
-pub const TYPES: [Type; 34] = [
+pub const TYPES: [Type; 35] = [
     of("InfraProviders", "InfraProvider", SHARED, "specs.InfraProviderSpec", &[]),
     of(
         "InfraProviderStatuses",
@@ -111,6 +111,7 @@ pub const TYPES: [Type; 34] = [
     ),
     of("Notifications", "Notification", NAMESPACE_EPHEMERAL, "specs.NotificationSpec", &[]),
     of("PendingMachines", "PendingMachine", NAMESPACE_EPHEMERAL, "specs.SiderolinkSpec", &[]),
+    secret("PendingMachineStatuses", "PendingMachineStatus", NAMESPACE_EPHEMERAL, "specs.PendingMachineStatusSpec"),
     of(
         "InfraMachineConfigs",
         "InfraMachineConfig",

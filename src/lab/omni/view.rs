@@ -32,7 +32,7 @@ pub enum Denied {
     #[error("infra provider with name {0:?} is not registered in the system")]
     Unregistered(String),
     /// The kind is not for providers.
-    #[error("failed to validate: infra providers are not allowed to access {0}")]
+    #[error("failed to validate: insufficient role: {0} is not for infra providers")]
     Kind(Kind),
     /// The namespace is another provider's.
     #[error("infra provider {provider:?} is not allowed to access namespace {namespace:?}")]

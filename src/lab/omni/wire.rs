@@ -2,6 +2,7 @@
 //!
 //! Source: contract omni-wire.md sections 3.1, 3.4 and 3.7.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::collection::Stored;
@@ -9,6 +10,9 @@ use super::types::Type;
 use super::yaml;
 use crate::proto::cosi;
 use crate::resource::{Kind, Phase, Resource};
+
+/// More labels, or annotations, than this has no resource.
+const MAX_ENTRIES: usize = 256;
 
 /// Why a message is no resource.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -121,23 +125,28 @@ pub fn tombstone(kind: &Kind, id: &str) -> cosi::Resource {
     with_yaml(&Resource::new(kind.clone(), id, &crate::proto::specs::InfraProviderSpec {}), String::new())
 }
 
-/// Checks Omni's limits on metadata.
+/// Checks Omni's limits on metadata. What stands in `stored`, which the resource is to replace, may stay as it is.
 ///
 /// # Errors
 ///
 /// [`Excess`].
 ///
 /// Source: contract omni-wire.md section 3.7.
-pub fn check_limits(resource: &Resource) -> Result<(), Excess> {
+pub fn check_limits(resource: &Resource, stored: Option<&Resource>) -> Result<(), Excess> {
     let named = |text: &str| (1..=1024).contains(&text.len()) && !text.chars().any(char::is_control);
-    if !named(&resource.id) {
+    if stored.is_none() && !named(&resource.id) {
         return Err(Excess::Id);
     }
-    for map in [&resource.labels, &resource.annotations] {
-        if map.len() > 256 {
+    let before = stored.map(|stored| [&stored.labels, &stored.annotations]);
+    for (index, map) in [&resource.labels, &resource.annotations].into_iter().enumerate() {
+        let before = before.map(|maps| maps[index]);
+        if map.len() > before.map_or(0, BTreeMap::len).max(MAX_ENTRIES) {
             return Err(Excess::Count);
         }
         for (key, value) in map {
+            if before.is_some_and(|before| before.get(key) == Some(value)) {
+                continue;
+            }
             if !named(key) {
                 return Err(Excess::Key);
             }
@@ -183,12 +192,18 @@ mod tests {
     #[test]
     fn metadata_have_limits() {
         let fresh = |id: &str| Resource::new(Kind::omni("InfraMachines"), id, &cosi::IdQuery::default());
-        assert_eq!(check_limits(&fresh("")), Err(Excess::Id));
-        assert_eq!(check_limits(&fresh("a\nb")), Err(Excess::Id));
+        assert_eq!(check_limits(&fresh(""), None), Err(Excess::Id));
+        assert_eq!(check_limits(&fresh("a\nb"), None), Err(Excess::Id));
         let mut resource = fresh("a");
         resource.labels.insert("k".into(), "a\nb".into());
-        assert_eq!(check_limits(&resource), Err(Excess::Value));
+        assert_eq!(check_limits(&resource, None), Err(Excess::Value));
+        let mut next = resource.clone();
+        next.labels.insert("l".into(), "fine".into());
+        assert_eq!(check_limits(&next, Some(&resource)), Ok(()), "what was there before the limits may stay");
+        next.labels.insert("k".into(), "a\nc".into());
+        assert_eq!(check_limits(&next, Some(&resource)), Err(Excess::Value));
         resource.labels = (0..257).map(|n| (n.to_string(), String::new())).collect();
-        assert_eq!(check_limits(&resource), Err(Excess::Count));
+        assert_eq!(check_limits(&resource, None), Err(Excess::Count));
+        assert_eq!(check_limits(&resource, Some(&resource)), Ok(()));
     }
 }

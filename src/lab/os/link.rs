@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use sha2::{Digest as _, Sha256};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -11,7 +14,7 @@ use crate::machine::MachineId;
 use crate::proto::lab::machine_link_client::MachineLinkClient;
 use crate::proto::lab::next_response::Order;
 use crate::proto::lab::report_request::Event;
-use crate::proto::lab::{NextRequest, ReportRequest};
+use crate::proto::lab::{IdentifyRequest, NextRequest, ReportRequest};
 use crate::proto::siderolink::ProvisionRequest;
 use crate::proto::siderolink::provision_service_client::ProvisionServiceClient;
 use crate::secret::Secret;
@@ -69,11 +72,17 @@ impl LinkError {
 pub(super) struct Link {
     channel: Channel,
     uuid: String,
+    unique_token: Option<Secret<String>>,
 }
 
 impl Link {
-    /// Dials and joins.
-    pub(super) async fn open(join: &Join, id: &MachineId, local_bind: Option<IpAddr>) -> Result<Self, LinkError> {
+    /// Dials and joins. A machine without a unique token gets one from Omni first, which sees whether Talos is on its disk.
+    pub(super) async fn open(
+        join: &Join,
+        id: &MachineId,
+        local_bind: Option<IpAddr>,
+        talos_installed: bool,
+    ) -> Result<Self, LinkError> {
         let dial = |source| LinkError::Dial { endpoint: join.endpoint.clone(), source };
         let channel = Endpoint::from_shared(join.endpoint.clone())
             .map_err(dial)?
@@ -83,18 +92,47 @@ impl Link {
             .connect()
             .await
             .map_err(dial)?;
+        let mut octets = [0; 32];
+        getrandom::fill(&mut octets).expect("the kernel has a random number generator");
         let request = ProvisionRequest {
             node_uuid: id.as_str().to_owned(),
             // No WireGuard here: what the tunnel would carry goes over the same connection.
-            node_public_key: String::new(),
+            node_public_key: BASE64_STANDARD.encode(octets),
             join_token: Some(join.token.reveal().clone()),
             node_unique_token: join.unique_token.as_ref().map(|token| token.reveal().clone()),
             talos_version: Some(TALOS_VERSION.to_owned()),
             ..ProvisionRequest::default()
         };
         let mut client = ProvisionServiceClient::new(channel.clone());
-        within(PATIENCE, "Provision", client.provision(request)).await?;
-        Ok(Self { channel, uuid: id.as_str().to_owned() })
+        within(PATIENCE, "Provision", client.provision(request.clone())).await?;
+        let mut link = Self { channel, uuid: id.as_str().to_owned(), unique_token: join.unique_token.clone() };
+        if link.unique_token.is_none()
+            && let Some(token) = link.identify(&request.node_public_key, talos_installed).await?
+        {
+            let request = ProvisionRequest { node_unique_token: Some(token.clone()), ..request };
+            within(PATIENCE, "Provision", client.provision(request)).await?;
+            link.unique_token = Some(Secret::new(token));
+        }
+        Ok(link)
+    }
+
+    /// What Omni writes to META; `None` from one that lets machines join without.
+    async fn identify(&self, node_public_key: &str, talos_installed: bool) -> Result<Option<String>, LinkError> {
+        // Stands for the MAC addresses, which no operating system here knows.
+        let fingerprint = hex::encode(Sha256::digest(&self.uuid));
+        let node_public_key = node_public_key.to_owned();
+        let request = IdentifyRequest { node_public_key, talos_installed, fingerprint };
+        let mut client = MachineLinkClient::new(self.channel.clone());
+        match within(PATIENCE, "Identify", client.identify(request)).await {
+            Ok(answer) => Ok(Some(answer.node_unique_token)),
+            Err(error) if error.forgotten() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the machine joined with.
+    pub(super) fn unique_token(&self) -> Option<Secret<String>> {
+        self.unique_token.clone()
     }
 
     /// Tells Omni what happened.
@@ -104,13 +142,11 @@ impl Link {
         within(PATIENCE, "Report", client.report(request)).await.map(drop)
     }
 
-    /// What to do next, and what to write to META with it; [`Order::Wait`] after about 30 s without an order.
-    pub(super) async fn next(&self) -> Result<(Order, Option<Secret<String>>), LinkError> {
+    /// What to do next; [`Order::Wait`] after about 30 s without an order.
+    pub(super) async fn next(&self) -> Result<Order, LinkError> {
         let mut client = MachineLinkClient::new(self.channel.clone());
         let request = NextRequest { uuid: self.uuid.clone() };
-        let answer = within(ORDER_PATIENCE, "Next", client.next(request)).await?;
-        let unique_token = Some(answer.node_unique_token.clone()).filter(|token| !token.is_empty());
-        Ok((answer.order(), unique_token.map(Secret::new)))
+        within(ORDER_PATIENCE, "Next", client.next(request)).await.map(|answer| answer.order())
     }
 }
 

@@ -11,7 +11,7 @@ use prost::Message as _;
 fn judge(message: cosi::Resource) {
     let double = wire::stored(message.clone());
     if let Ok(stored) = &double {
-        let _ = (wire::check_limits(stored), wire::message(stored));
+        let _ = (wire::check_limits(stored, None), wire::message(stored));
     }
     let Ok(resource) = Resource::from_wire(message.clone()) else { return };
     let again = Resource::from_wire(resource.to_wire()).expect("what we write, we read");

@@ -63,7 +63,7 @@ func watched(ctx context.Context, events <-chan []state.Event) ([]string, state.
 }
 
 // calls does with a config patch request everything that a provider can do with a resource, and reads what it may read.
-func calls(ctx context.Context, connected *client.Client, provider string) error {
+func calls(ctx context.Context, connected *client.Client, count *counter, provider string) error {
 	st := connected.Omni().State()
 	kind := infra.NewConfigPatchRequest("").Metadata()
 	events, single, late := make(chan []state.Event), make(chan state.Event), make(chan []state.Event)
@@ -215,6 +215,10 @@ func calls(ctx context.Context, connected *client.Client, provider string) error
 
 	_, err = connected.Management().CreateServiceAccount(ctx, "infra-provider:other", "key", "InfraProvider", false)
 	ledger.check("accounts are not made by providers", status.Code(err) == codes.PermissionDenied)
+
+	if err = checks(ctx, count.connection(), &ledger); err != nil {
+		return err
+	}
 
 	if err = errors.Join(ledger.broken...); err != nil {
 		return err

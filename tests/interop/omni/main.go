@@ -37,16 +37,26 @@ func say(format string, args ...any) {
 	fmt.Printf(format+"\n", args...)
 }
 
-// counter counts calls by method.
+// counter counts calls by method, and knows the connection that they go through.
 type counter struct {
 	mutex sync.Mutex
 	calls map[string]int
+	conn  *grpc.ClientConn
 }
 
-func (c *counter) add(method string) {
+func (c *counter) add(method string, conn *grpc.ClientConn) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.calls[path.Base(method)]++
+	c.conn = conn
+}
+
+// connection is that of the last call, for calls that the client has no words for.
+func (c *counter) connection() *grpc.ClientConn {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+
+	return c.conn
 }
 
 func (c *counter) String() string {
@@ -66,14 +76,14 @@ func (c *counter) options() client.Option {
 		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn,
 			invoke grpc.UnaryInvoker, options ...grpc.CallOption,
 		) error {
-			c.add(method)
+			c.add(method, conn)
 
 			return invoke(ctx, method, request, reply, conn, options...)
 		}),
 		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
 			open grpc.Streamer, options ...grpc.CallOption,
 		) (grpc.ClientStream, error) {
-			c.add(method)
+			c.add(method, conn)
 
 			return open(ctx, desc, conn, method, options...)
 		}),
@@ -120,7 +130,7 @@ func run(ctx context.Context, count *counter, role, endpoint, provider string) e
 
 	switch role {
 	case "calls":
-		if err = calls(ctx, connected, provider); err != nil {
+		if err = calls(ctx, connected, count, provider); err != nil {
 			return err
 		}
 

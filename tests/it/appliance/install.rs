@@ -114,7 +114,7 @@ fn a_stick_installs_itself_on_the_internal_disk() {
         let Some(rack) = Rack::new() else { return };
         let stick = Setup { firmware, bus: Bus::Usb, memory: 512 };
         let inner = Inner::new(&rack, 700 * MIB);
-        let mut machine = rack.start(&stick, &inner.arguments(false).each_ref().map(String::as_str));
+        let mut machine = rack.power_on_with(&stick, &inner.arguments(false).each_ref().map(String::as_str));
         machine.page();
         let browser = Browser::enter(&mut machine);
         browser.install(700 * MIB);
@@ -123,7 +123,7 @@ fn a_stick_installs_itself_on_the_internal_disk() {
 
         // The stick stays in: the firmware takes the inner disk, and nobody takes the one for the other.
         let before = fs::read(rack.disk()).unwrap();
-        let mut machine = rack.start(&stick, &inner.arguments(true).each_ref().map(String::as_str));
+        let mut machine = rack.power_on_with(&stick, &inner.arguments(true).each_ref().map(String::as_str));
         machine.page();
         // Of the stick it would be the second.
         machine.expect_log("first boot");
@@ -154,14 +154,14 @@ fn an_installation_that_loses_its_power_says_so_and_leaves_no_disk_that_boots() 
     let Some(rack) = Rack::new() else { return };
     let stick = Setup { firmware: Firmware::Bios, bus: Bus::Usb, memory: 512 };
     let inner = Inner::new(&rack, 700 * MIB);
-    let mut machine = rack.start(&stick, &inner.arguments(false).each_ref().map(String::as_str));
+    let mut machine = rack.power_on_with(&stick, &inner.arguments(false).each_ref().map(String::as_str));
     machine.page();
     let browser = Browser::enter(&mut machine);
     browser.install(700 * MIB);
     browser.until("/", "", |answer| answer.contains("installs to vda") && !answer.contains(": 0 %"));
     drop(machine);
     assert!(inner.first_mib().iter().all(|octet| *octet == 0));
-    let mut machine = rack.start(&stick, &inner.arguments(false).each_ref().map(String::as_str));
+    let mut machine = rack.power_on_with(&stick, &inner.arguments(false).each_ref().map(String::as_str));
     machine.page();
     machine.says("did not finish");
     let browser = Browser { cookie: String::new(), port: machine.port() };
@@ -206,7 +206,7 @@ fn a_stick_that_is_plugged_in_later_is_offered_until_it_is_pulled() {
     let setup = Setup { firmware: Firmware::Bios, bus: Bus::Virtio, memory: 512 };
     let drive = format!("if=none,id=stick,format=raw,file={path}");
     let monitor = format!("unix:{},server,nowait", socket.display());
-    let mut machine = rack.start(&setup, &["-device", "qemu-xhci,id=hub", "-drive", &drive, "-qmp", &monitor]);
+    let mut machine = rack.power_on_with(&setup, &["-device", "qemu-xhci,id=hub", "-drive", &drive, "-qmp", &monitor]);
     machine.page();
     let browser = Browser { cookie: String::new(), port: machine.port() };
     let lies_there = |answer: &str| answer.contains("pilotlight-9.bundle");

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use anyhow::ensure;
 use pilotlight::time::Uptime;
 use tempfile::TempDir;
 
@@ -59,6 +60,7 @@ pub struct Machine {
     serial: PathBuf,
     port: u16,
     began: Uptime,
+    limit: Duration,
 }
 
 impl Rack {
@@ -67,7 +69,7 @@ impl Rack {
         if !peers::require("qemu-system-x86_64", "qemu-system-x86") || !peers::require("sgdisk", "gdisk") {
             return None;
         }
-        let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/pilotlight.img");
+        let image = image();
         let required = std::env::var_os("PILOTLIGHT_REQUIRE_PEERS").is_some_and(|value| value == "1");
         for (file, whence) in [(image.as_path(), "just image-dev"), (Path::new(OVMF_CODE), "apt-get install ovmf")] {
             assert!(file.is_file() || !required, "{} is required ({whence})", file.display());
@@ -133,8 +135,55 @@ impl Rack {
         assert!(text.contains("No problems found"), "{text}");
     }
 
+    /// Makes the disk anew, of a GiB, as a person would: the image onto a blank disk by `pilotlight flash`.
+    pub fn flash(&self) -> anyhow::Result<()> {
+        File::create(self.disk())?.set_len(1 << 30)?;
+        let attached = Command::new("losetup").args(["--find", "--show"]).arg(self.disk()).output()?;
+        ensure!(attached.status.success(), "losetup: {}", String::from_utf8_lossy(&attached.stderr));
+        let node = String::from_utf8(attached.stdout)?.trim().to_owned();
+        let mut flash = Command::new(env!("CARGO_BIN_EXE_pilotlight"));
+        let flashed = flash.args(["flash", "--yes", &node]).arg(image()).output();
+        let detached = Command::new("losetup").args(["--detach", &node]).status()?;
+        let flashed = flashed?;
+        let told = String::from_utf8_lossy(&flashed.stderr).into_owned();
+        ensure!(flashed.status.success() && detached.success() && told.contains("written and verified"), "{told}");
+        Ok(())
+    }
+
     pub fn power_on(&self, setup: &Setup) -> Machine {
-        self.start(setup, &[])
+        self.start(setup, &self.disk().display().to_string(), &[])
+    }
+
+    /// With more arguments for QEMU.
+    pub fn power_on_with(&self, setup: &Setup, more: &[&str]) -> Machine {
+        self.start(setup, &self.disk().display().to_string(), more)
+    }
+
+    /// From a disk that an NBD server has at `socket` instead of the rack's own.
+    pub fn power_on_from(&self, setup: &Setup, socket: &Path) -> Machine {
+        self.start(setup, &format!("nbd+unix:///?socket={}", socket.display()), &[])
+    }
+
+    /// A directory for what goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What its serial line printed since it was powered on.
+    pub fn serial(&self) -> PathBuf {
+        self.path("serial.log")
+    }
+
+    /// The socket of QEMU's monitor (QMP), while the machine runs.
+    pub fn monitor(&self) -> PathBuf {
+        self.path("monitor")
+    }
+
+    /// With a network port on `network`, a QEMU backend called `net`, as the process that `qemu` starts. Nobody else
+    /// reaches its page.
+    pub fn power_on_in(&self, qemu: Command, setup: &Setup, network: &str, mac: &str) -> Machine {
+        let card = format!("e1000e,netdev=net,romfile=,mac={mac}");
+        self.run(qemu, setup, &self.disk().display().to_string(), 0, &["-netdev", network, "-device", &card])
     }
 
     /// With a second disk on the same bus, before or behind the own one; the own one is booted.
@@ -142,15 +191,19 @@ impl Rack {
         let address = if comes_first { "0x4" } else { "0x1a" };
         let drive = format!("if=none,id=copy,format=raw,file={}", copy.display());
         let device = format!("virtio-blk-pci,drive=copy,addr={address},bootindex=9");
-        self.start(setup, &["-drive", &drive, "-device", &device])
+        self.power_on_with(setup, &["-drive", &drive, "-device", &device])
     }
 
-    /// With further arguments for QEMU.
-    pub fn start(&self, setup: &Setup, more: &[&str]) -> Machine {
-        let serial = self.path("serial.log");
-        let _ = fs::remove_file(&serial);
+    fn start(&self, setup: &Setup, disk: &str, more: &[&str]) -> Machine {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let network = format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:80");
+        let card = ["-netdev", &network, "-device", "e1000e,netdev=net,romfile="];
+        self.run(Command::new("qemu-system-x86_64"), setup, disk, port, &[&card, more].concat())
+    }
+
+    fn run(&self, mut qemu: Command, setup: &Setup, disk: &str, port: u16, more: &[&str]) -> Machine {
+        let serial = self.serial();
+        let _ = fs::remove_file(&serial);
         qemu.args([
             "-nodefaults",
             "-vga",
@@ -166,23 +219,23 @@ impl Rack {
         ]);
         qemu.args(["-m", &setup.memory.to_string(), "-device", "virtio-rng-pci"]);
         qemu.arg("-serial").arg(format!("file:{}", serial.display()));
-        qemu.args(["-device", "e1000e,netdev=net,romfile="]);
-        qemu.arg("-netdev").arg(format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:80"));
+        let _ = fs::remove_file(self.monitor());
+        qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.monitor().display()));
         if let Firmware::Uefi = setup.firmware {
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"));
             qemu.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", self.path("vars.fd").display()));
         }
-        qemu.arg("-drive").arg(format!("if=none,id=own,format=raw,file={}", self.disk().display()));
+        qemu.arg("-drive").arg(format!("if=none,id=own,format=raw,file={disk}"));
         let device = match setup.bus {
             Bus::Virtio => &["-device", "virtio-blk-pci,drive=own,addr=0x10,bootindex=1"][..],
-            Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,drive=own,bootindex=1"],
+            Bus::Usb => &["-device", "qemu-xhci", "-device", "usb-storage,id=stick,drive=own,bootindex=1"],
             Bus::Ahci => &["-device", "ide-hd,drive=own,bus=ide.0,bootindex=1"],
             Bus::Nvme => &["-device", "nvme,drive=own,serial=own,bootindex=1"],
         };
         qemu.args(device).args(more);
         let began = Uptime::now();
         let qemu = qemu.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        Machine { qemu, serial, port, began }
+        Machine { qemu, serial, port, began, limit: LIMIT }
     }
 }
 
@@ -192,19 +245,33 @@ impl Machine {
         while !self.answers().unwrap_or(false) {
             let taken = Uptime::now().since(self.began);
             let ended = self.qemu.try_wait().unwrap();
-            assert!(taken < LIMIT && ended.is_none(), "no page ({ended:?}):\n{}", self.log());
+            assert!(taken < self.limit && ended.is_none(), "no page ({ended:?}):\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
         Uptime::now().since(self.began)
     }
 
+    /// Waits until the page says `text`.
+    pub fn page_says(&mut self, text: &str) {
+        let port = self.port;
+        self.reaches(text, || get(port, "/").is_ok_and(|page| page.contains(text)));
+    }
+
+    /// How often a boot loader has begun to load a kernel.
+    pub fn boots(&self) -> usize {
+        self.log().matches("pilotlight: slot ").count()
+    }
+
     fn answers(&self) -> io::Result<bool> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET / HTTP/1.0\r\nHost: box\r\n\r\n")?;
-        let mut answer = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut answer)?;
-        Ok(answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200"))
+        let answer = get(self.port, "/")?;
+        Ok(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// What the page tells programs; null while it does not answer.
+    pub fn status(&self) -> serde_json::Value {
+        let answer = get(self.port, "/api/status").unwrap_or_default();
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        serde_json::from_str(body).unwrap_or_default()
     }
 
     /// The page's port on this machine.
@@ -225,12 +292,23 @@ impl Machine {
 
     /// Waits until `condition` holds.
     pub fn reaches(&mut self, what: &str, condition: impl Fn() -> bool) {
-        while !condition() {
+        self.reaches_with(what, |_| condition());
+    }
+
+    /// Waits until `condition` holds of it.
+    pub fn reaches_with(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        while !condition(self) {
             let ended = self.qemu.try_wait().unwrap();
-            let late = Uptime::now().since(self.began) >= LIMIT;
+            let late = Uptime::now().since(self.began) >= self.limit;
             assert!(!late && ended.is_none(), "it does not come to {what:?} ({ended:?}):\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Has it be waited for that long, from its power-on.
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 
     pub fn expect_log(&self, text: &str) {
@@ -247,6 +325,21 @@ impl Drop for Machine {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
+}
+
+/// The image that `just image-dev` made last.
+pub fn image() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image/pilotlight.img")
+}
+
+/// What the page's server answers.
+fn get(port: u16, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: box\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(1 << 20).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Keeps holes: most of the image is one.

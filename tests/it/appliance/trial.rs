@@ -6,24 +6,32 @@ use std::process::Command;
 
 use pilotlight::slots::{COMMITS, Commit, Needs, SECTOR, Slot, TRIES_AT, Try, Version, change};
 
-use super::rack::{Bus, Firmware, Rack, Setup};
+use super::rack::{Bus, Firmware, Rack, Setup, image};
 use super::soak;
 use crate::peers;
 
-const SETUP: Setup = Setup { firmware: Firmware::Bios, bus: Bus::Virtio, memory: 256 };
+pub const SETUP: Setup = Setup { firmware: Firmware::Bios, bus: Bus::Virtio, memory: 256 };
 const B: u32 = 5;
 const STATE: u32 = 3;
 
-fn version(text: &str) -> Version {
+pub fn version(text: &str) -> Version {
     Version::parse(text).unwrap()
 }
 
 /// Writes the system into slot B, with `arguments` for its kernel besides its own.
 fn fill_slot_b(rack: &Rack, arguments: &str) {
-    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/image");
+    rack.write(rack.partition(B), &slot(arguments, ""));
+}
+
+/// The content of a slot with the image's system: with `arguments` for its kernel and `flags` for its services, one a line,
+/// besides its own.
+pub fn slot(arguments: &str, flags: &str) -> Vec<u8> {
     let (dir, own) = (tempfile::tempdir().unwrap(), include_str!("../../../board/x86_64/arguments"));
     for file in ["vmlinuz", "initramfs"] {
-        fs::copy(image.join(file), dir.path().join(file)).unwrap();
+        fs::copy(image().with_file_name(file), dir.path().join(file)).unwrap();
+    }
+    if !flags.is_empty() {
+        lay_over(&dir.path().join("initramfs"), flags);
     }
     let own: Vec<_> = own.lines().filter(|line| !line.starts_with('#')).collect();
     let mut block = format!("# GRUB Environment Block\narguments={} {arguments}\n", own.join(" "));
@@ -34,7 +42,28 @@ fn fill_slot_b(rack: &Rack, arguments: &str) {
     mksquashfs.args(["vmlinuz", "initramfs", "arguments.env"].map(|file| dir.path().join(file))).arg(&squashfs);
     mksquashfs.args(["-quiet", "-no-progress", "-all-root", "-noI", "-noD", "-noF", "-noX"]);
     assert!(mksquashfs.output().unwrap().status.success());
-    rack.write(rack.partition(B), &fs::read(squashfs).unwrap());
+    fs::read(squashfs).unwrap()
+}
+
+/// Puts further flags of the services into an initramfs: the kernel unpacks one archive after the other, and the last file
+/// of a name counts.
+fn lay_over(initramfs: &Path, flags: &str) {
+    let root = tempfile::tempdir().unwrap();
+    let name = "etc/pilotlight/flags";
+    fs::create_dir_all(root.path().join("etc/pilotlight")).unwrap();
+    fs::write(
+        root.path().join(name),
+        concat!(include_str!("../../../overlay/etc/pilotlight/flags"), "\n").to_owned() + flags,
+    )
+    .unwrap();
+    let pack = format!("echo {name} | cpio --quiet -o -H newc");
+    let packed = Command::new("sh").args(["-c", &pack]).current_dir(root.path()).output().unwrap();
+    assert!(packed.status.success());
+    let mut whole = fs::read(initramfs).unwrap();
+    // An archive begins at a multiple of four octets.
+    whole.resize(whole.len().next_multiple_of(4), 0);
+    whole.extend(packed.stdout);
+    fs::write(initramfs, whole).unwrap();
 }
 
 fn store(rack: &Rack, commit: &Commit) {
@@ -47,7 +76,7 @@ fn store(rack: &Rack, commit: &Commit) {
     }
 }
 
-fn standing(rack: &Rack) -> Commit {
+pub fn standing(rack: &Rack) -> Commit {
     let copies = COMMITS.map(|at| {
         let mut octets = [0; SECTOR];
         rack.read(rack.partition(STATE) + at * SECTOR as u64, &mut octets);
@@ -63,7 +92,7 @@ fn trial(text: &str, needs: Needs) -> Commit {
 }
 
 /// `None` where this is not asked for, or can't be done.
-fn rack() -> Option<Rack> {
+pub fn rack() -> Option<Rack> {
     (soak() && peers::require("mksquashfs", "squashfs-tools")).then(Rack::new).flatten()
 }
 
@@ -76,6 +105,7 @@ fn a_slot_that_fails_its_trial_returns_to_the_committed_one() {
     machine.says("pilotlight: slot b, pending, try 1");
     machine.says("pilotlight: slot a, committed");
     machine.page();
+    machine.page_says("Version 9.9.9 failed its trial here");
     drop(machine);
     let commit = standing(&rack);
     assert_eq!((commit.slot, commit.pending, commit.peer_good), (Slot::A, false, false));

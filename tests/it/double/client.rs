@@ -22,6 +22,9 @@ use tonic::{Code, Request, Status, Streaming};
 pub const ID: &str = "metal-1";
 pub const UUID: &str = "4c4c4544-0044-4810-8031-b4c04f333132";
 
+/// What a machine shows of its tunnel's key.
+pub const WIREGUARD_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
 /// A provider's side of the wire, no more than the contract says.
 #[derive(Clone)]
 pub struct Client {

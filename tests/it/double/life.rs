@@ -41,6 +41,7 @@ async fn a_machine_joins_with_its_providers_token_alone() {
     let secret = join_secret(&client).await;
     let mut link = ProvisionServiceClient::new(client.channel.clone());
     let with = |token: String| ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
         node_uuid: UUID.to_uppercase(),
         join_token: Some(token),
         ..Default::default()
@@ -78,9 +79,11 @@ async fn a_machine_whose_join_token_was_revoked_joins_by_its_unique_token_alone(
     let old = token::for_provider(&join_secret(&client).await, ID);
     let mut link = ProvisionServiceClient::new(client.channel.clone());
     let with = |uuid: &str, unique_token: Option<&str>| ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
         node_uuid: uuid.to_owned(),
         join_token: Some(old.clone()),
         node_unique_token: unique_token.map(str::to_owned),
+        talos_version: Some("v1.13.7".into()),
         ..Default::default()
     };
     let unique = r#"{"Fingerprint":"a","Token":"b"}"#;
@@ -140,7 +143,12 @@ async fn machine(channel: Channel, uuid: String, token: String, chassis: Chassis
         };
         if let Some(booted) = booted {
             let join_token = Some(token.clone());
-            let join = ProvisionRequest { node_uuid: uuid.clone(), join_token, ..Default::default() };
+            let join = ProvisionRequest {
+                node_public_key: WIREGUARD_KEY.into(),
+                node_uuid: uuid.clone(),
+                join_token,
+                ..Default::default()
+            };
             provision.provision(join).await.unwrap();
             link.report(report(booted)).await.unwrap();
         }
@@ -318,7 +326,12 @@ async fn a_machine_that_waits_is_named_with_what_it_waits_for() {
         (Step::Joining, "the machine to join")
     );
     let token = token::for_provider(&join_secret(&client).await, ID);
-    let join = ProvisionRequest { node_uuid: UUID.into(), join_token: Some(token), ..Default::default() };
+    let join = ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
+        node_uuid: UUID.into(),
+        join_token: Some(token),
+        ..Default::default()
+    };
     ProvisionServiceClient::new(client.channel.clone()).provision(join).await.unwrap();
     while omni.progress()[0].step != Step::Preparing {
         changes.changed().await.unwrap();
@@ -342,7 +355,12 @@ async fn a_fleet_that_drops_its_questions_at_once_keeps_its_connection() {
     let (omni, client) = omni().await;
     client.register().await;
     let token = token::for_provider(&join_secret(&client).await, ID);
-    let join = ProvisionRequest { node_uuid: UUID.into(), join_token: Some(token), ..Default::default() };
+    let join = ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
+        node_uuid: UUID.into(),
+        join_token: Some(token),
+        ..Default::default()
+    };
     ProvisionServiceClient::new(client.channel.clone()).provision(join).await.unwrap();
     // Some are dropped before the server has seen them, some after: it depends on how often the others had their turn.
     for turns in 0..40 {

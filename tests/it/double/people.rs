@@ -17,14 +17,14 @@ use pilotlight::proto::specs::{
     ConfigPatchSpec, ConnectionParamsSpec, InfraMachineBmcConfigSpec, InfraProviderSpec, InfraProviderStatusSpec,
     MachineClassSpec, MachineRequestSpec, infra_machine_bmc_config_spec, machine_class_spec,
 };
-use pilotlight::resource::{Kind, LABEL_INFRA_PROVIDER_ID};
+use pilotlight::resource::{Kind, LABEL_INFRA_PROVIDER_ID, Resource};
 use tonic::Code;
 
 use super::client::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-async fn person(omni: &Omni, role: Role) -> Client {
+pub async fn person(omni: &Omni, role: Role) -> Client {
     let account = ServiceAccount::person(role.as_str(), role, DAY).unwrap();
     omni.add_account(&account);
     Client::connect(omni, &account).await
@@ -212,7 +212,12 @@ async fn an_old_omni_has_parameters_and_neither_join_configs_nor_teardown() {
     use pilotlight::proto::siderolink::provision_service_client::ProvisionServiceClient;
     let extra = token::ExtraData::from([("omni.sidero.dev/infra-provider-id".to_owned(), ID.to_owned())]);
     let mut link = ProvisionServiceClient::new(provider.channel.clone());
-    let with = |token| ProvisionRequest { node_uuid: UUID.into(), join_token: Some(token), ..Default::default() };
+    let with = |token| ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
+        node_uuid: UUID.into(),
+        join_token: Some(token),
+        ..Default::default()
+    };
     let denied = link.provision(with(token::for_provider(&params.join_token, ID))).await.unwrap_err();
     assert_eq!(denied.code(), Code::PermissionDenied, "it knows no token of a provider's own");
     link.provision(with(token::v1(&params.join_token, extra))).await.unwrap();
@@ -235,6 +240,11 @@ async fn a_machine_class_becomes_requests_and_a_static_provider_makes_no_machine
     provider.register().await;
     let (code, text) = of(operator.create(class("metal", ID), "").await.unwrap_err());
     assert!(code == Code::InvalidArgument && text.contains("static infra provider"), "{text}");
+    let (code, text) = of(operator.create(class("large", "virtual"), "").await.unwrap_err());
+    assert!(code == Code::InvalidArgument && text.contains("failed to get provider"), "{text}");
+    let mut maker = Resource::new(Kind::omni("InfraProviderStatuses"), "virtual", &InfraProviderStatusSpec::default());
+    maker.labels.insert(LABEL_INFRA_PROVIDER_ID.into(), "virtual".into());
+    omni.state().create(maker, "").unwrap();
     let stored = operator.create(class("large", "virtual"), "").await.unwrap();
     let mut changed = stored.clone();
     changed.spec = class("large", ID).spec;
@@ -274,7 +284,12 @@ async fn bmc_credentials_that_people_give_reach_the_provider() {
     use pilotlight::proto::siderolink::provision_service_client::ProvisionServiceClient;
     let secret = super::life::join_secret(&provider).await;
     let join_token = Some(token::for_provider(&secret, ID));
-    let join = ProvisionRequest { node_uuid: UUID.into(), join_token, ..Default::default() };
+    let join = ProvisionRequest {
+        node_public_key: WIREGUARD_KEY.into(),
+        node_uuid: UUID.into(),
+        join_token,
+        ..Default::default()
+    };
     ProvisionServiceClient::new(provider.channel.clone()).provision(join).await.unwrap();
     let mut stream = provider.watch(&configs, None, cosi::WatchOptions::default()).await.unwrap();
     omni.people().bmc(UUID, Some(&access)).unwrap();
