@@ -65,13 +65,15 @@ pub enum Deed {
     Recovery,
     /// See [`Request::FactoryReset`].
     FactoryReset,
+    /// See [`Request::Survey`]: which disk is asked next.
+    Install,
 }
 
 impl Deed {
     /// What has to be typed.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::Reboot | Self::PowerOff | Self::Recovery => "yes",
+            Self::Reboot | Self::PowerOff | Self::Recovery | Self::Install => "yes",
             Self::FactoryReset => "erase",
         }
     }
@@ -82,6 +84,7 @@ impl Deed {
             Self::PowerOff => Request::PowerOff,
             Self::Recovery => Request::Recovery,
             Self::FactoryReset => Request::FactoryReset,
+            Self::Install => Request::Survey,
         }
     }
 
@@ -91,6 +94,7 @@ impl Deed {
             Self::PowerOff => "Power off",
             Self::Recovery => "Recovery",
             Self::FactoryReset => "Factory reset",
+            Self::Install => "Install on another disk",
         }
     }
 
@@ -102,6 +106,7 @@ impl Deed {
                 "The box starts anew as its recovery system: its network and its page work, its machines are not served. \
                  The next reboot leads back."
             }
+            Self::Install => "The disks of the box are looked at. Which one the system is copied to is asked next.",
             Self::FactoryReset => {
                 "The box starts anew and forgets all settings, keys and records. Machines keep running. \
                  This can't be undone."
@@ -181,7 +186,7 @@ impl State {
                     Some(network) => to(Self::Network(Box::new(NetworkForm::of(network)))),
                     None => to(Self::Notice("The network service does not answer; try again in a moment.".to_owned())),
                 },
-                Key::Char('i' | 'I') => ask(Request::Survey),
+                Key::Char('i' | 'I') => to(Self::Confirm(Deed::Install, Line::default(), false)),
                 Key::Char('r' | 'R') => to(Self::Confirm(Deed::Reboot, Line::default(), false)),
                 Key::Char('p' | 'P') => to(Self::Confirm(Deed::PowerOff, Line::default(), false)),
                 Key::Char('v' | 'V') => to(Self::Confirm(Deed::Recovery, Line::default(), false)),
@@ -384,8 +389,7 @@ mod tests {
             (b"fera\x1b\x1bse\r", &[]),
             // Nothing is taken while an answer is awaited.
             (b"ryes\rpyes\rferase\r", &[Request::Reboot]),
-            // An i looks at the disks, and changes nothing.
-            (b"sh\nbash\nlogin: root\n\x1b[15~:!sh\n", &[Request::Survey]),
+            (b"sh\nbash\nlogin: root\n\x1b[15~:!sh\n", &[]),
         ];
         for (octets, expected) in rows {
             assert_eq!(requests(octets), expected, "{:?}", String::from_utf8_lossy(octets));
@@ -435,7 +439,7 @@ mod tests {
                     Request::Try(network) => prop_assert_eq!(network.faults(), vec![]),
                     // Only a trial leads there, and nobody has answered.
                     Request::Keep(_) | Request::Return => prop_assert!(false, "no trial runs"),
-                    Request::Survey => prop_assert!(word_was_typed(&octets, "i")),
+                    Request::Survey => prop_assert!(word_was_typed(&octets, "iyes")),
                     // Nobody has answered with a list of disks.
                     Request::Install(..) => prop_assert!(false, "no disk was shown"),
                 }

@@ -169,7 +169,7 @@ fn the_forms_on_a_vga_screen() {
 #[test]
 fn an_installation_on_a_vga_screen() {
     let mut view = with_disks();
-    let (state, requests) = typed(State::Overview, b"i", &view);
+    let (state, requests) = typed(State::Overview, b"iyes\r", &view);
     assert_eq!(requests, [Request::Survey]);
     let state = state.answered(Ok(()));
     for (octets, fault) in [(&b"sda\r"[..], "write-protected"), (b"sdc\r", "no disk"), (b"\r", "no disk")] {
