@@ -325,7 +325,7 @@ fn a_cut_at_any_block_write_leaves_a_page_and_what_was_acknowledged() {
     let site = Site { partitions: partitions(&image).expect("the image has a table"), image };
     let mut machine = Machine::start(OCTETS);
     // What the host alone can judge is cheap.
-    let (sectors, boots): (Most, Most) = ([1500, 1000], if soak() { [150, 60] } else { [16, 6] });
+    let (sectors, boots): (Most, Most) = ([1500, 1000], if soak() { [150, 60] } else { [12, 5] });
     peers::say("power cuts by block writes  flushes states  boots   kept  older  heals memory rollback  dead");
     let mut report = Report { rows: Vec::new(), samples: Vec::new() };
     let mut recorded = Vec::new();
@@ -361,7 +361,7 @@ fn a_cut_at_any_block_write_leaves_a_page_and_what_was_acknowledged() {
 
     for row in rows {
         assert_eq!(row.of(Outcome::Dead), 0, "{}: {:?}", row.name, row.examples);
-        assert!(row.states > 5, "{}: {} states", row.name, row.states);
+        assert!(row.states >= 5, "{}: {} states", row.name, row.states);
         if row.honoured {
             assert_eq!(row.of(Outcome::Kept), row.states, "{}: {:?}", row.name, row.examples);
         }
