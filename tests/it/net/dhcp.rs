@@ -49,10 +49,12 @@ async fn a_box_that_starts_again_asks_for_its_address_and_keeps_it() {
     site.kill("net");
     assert!(site.inside_ip(&["addr"]).contains(&before), "addresses outlive the service");
     let discovers = |site: &Site| site.log("dnsmasq").matches("DHCPDISCOVER").count();
-    assert_eq!(discovers(&site), 1);
+    // One, or more where a busy machine kept the first answer waiting.
+    let asked = discovers(&site);
+    assert!(asked >= 1);
     site.start_net();
     let after = addresses(&site.until("the lease again", |status| has(status, "192.0.2.")).await)[0].clone();
-    assert_eq!((before.as_str(), discovers(&site)), (after.as_str(), 1), "INIT-REBOOT");
+    assert_eq!((before.as_str(), discovers(&site)), (after.as_str(), asked), "INIT-REBOOT");
 }
 
 #[tokio::test]
