@@ -137,8 +137,11 @@ fn real_clients_log_and_what_they_logged_outlives_the_journal() {
     }
 
     // Grave entries are on disk soon; the rest is when the run ends, and then all of it can be read again.
-    kill(the_box.journal(), Signal::SIGTERM).unwrap();
-    the_box.until("the journal is back", |answer| answer.lines.iter().any(|line| line.message == "last words of web"));
+    let ended = the_box.journal();
+    kill(ended, Signal::SIGTERM).unwrap();
+    let kept = |answer: &Answer| answer.lines.iter().any(|line| line.message == "last words of web");
+    // Until it ends, the first one answers, too.
+    the_box.until("the journal is back", |answer| the_box.journal() != ended && kept(answer));
     let directory = the_box.path("/data/pilotlight/journal");
     let chunks: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     let entries: usize = chunks
