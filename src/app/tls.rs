@@ -43,7 +43,7 @@ pub(super) async fn start(
     }
     let listener = TcpListener::bind(address).await.with_context(|| format!("{address} can't be bound"))?;
     let (bound, fingerprint) = (listener.local_addr().unwrap_or(address), identity.fingerprint());
-    if let Err(error) = Directory::new(run, None).write_for_all(FINGERPRINT, fingerprint.as_bytes()) {
+    if let Err(error) = Directory::new(run, None).write_for_group(FINGERPRINT, fingerprint.as_bytes()) {
         tracing::warn!(%error, "the console can't be told the certificate's fingerprint");
     }
     running.up("web", format!("https://{bound}"));

@@ -91,7 +91,7 @@ impl Directory {
     /// # Errors
     ///
     /// The file system's.
-    pub fn write_for_all(&self, name: &str, octets: &[u8]) -> io::Result<()> {
+    pub fn write_for_group(&self, name: &str, octets: &[u8]) -> io::Result<()> {
         let beside = self.path.join(format!("{name}.new"));
         fs::write(&beside, octets)?;
         fs::set_permissions(&beside, fs::Permissions::from_mode(0o640))?;
