@@ -1,7 +1,8 @@
 //! Wires the `console` service: what it knows is gathered from the others, what is typed is carried to them.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a change of the network may take.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Octets of a fingerprint: 32 pairs of digits, and colons between them.
-const LONGEST_FINGERPRINT: usize = 95;
+const LONGEST_FINGERPRINT: u64 = 95;
 /// Requests that wait to be carried out; a terminal makes one at a time.
 const REQUESTS: usize = 4;
 
@@ -137,9 +138,7 @@ impl Peers {
             Ok(Answer::Code(None)) => Setup::Done,
             Ok(_) | Err(_) => Setup::Unknown,
         };
-        // Of a file system in memory, and as long as a line.
-        let fingerprint = fs::read_to_string(&self.fingerprint).ok();
-        self.view.certificate = fingerprint.filter(|text| (1..=LONGEST_FINGERPRINT).contains(&text.len()));
+        self.view.certificate = fingerprint(&self.fingerprint);
     }
 
     /// Does what was asked for; an error is a reason in words.
@@ -184,6 +183,14 @@ async fn ask_init(request: control::Request) -> Result<(), String> {
         Ok(control::Reply::Status(_)) => Err("PID 1 speaks another version".to_owned()),
         Err(error) => Err(format!("PID 1 does not answer: {error}")),
     }
+}
+
+/// The fingerprint of the page's certificate, once the page has told it.
+fn fingerprint(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    // One octet more than it can have shows that it is none.
+    File::open(path).ok()?.take(LONGEST_FINGERPRINT + 1).read_to_string(&mut text).ok()?;
+    (1..=LONGEST_FINGERPRINT).contains(&(text.len() as u64)).then_some(text)
 }
 
 async fn ask_provider(client: &ipc::Client<(), String>) -> Option<Provider> {
