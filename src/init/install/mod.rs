@@ -85,11 +85,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
 /// Tells PID 1; says whether it was heard.
 fn tell(told: &Told) -> bool {
     // One write makes one datagram; the standard library's own output would cut it at ends of lines.
-    nix::unistd::write(io::stdout(), &frame(told)).is_ok()
-}
-
-fn frame(told: &Told) -> Vec<u8> {
-    control::encode(told)
+    nix::unistd::write(io::stdout(), &control::encode(told)).is_ok()
 }
 
 /// The kernel's name of the own disk, and its partition table.

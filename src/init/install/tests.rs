@@ -128,5 +128,5 @@ fn what_is_told_fits_into_what_is_heard() {
         holds: text() + &text() + &text() + &text(),
         unfit: Some("y".repeat(400)),
     };
-    assert!(frame(&Told::Disks(vec![disk; crate::supervise::install::MOST])).len() < 16 << 10);
+    assert!(control::encode(&Told::Disks(vec![disk; crate::supervise::install::MOST])).len() < 16 << 10);
 }
