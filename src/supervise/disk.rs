@@ -180,7 +180,7 @@ pub fn repair(tables: &Tables) -> Result<Option<Repair>, Invalid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::gpt::{ENTRY, Header};
+    use crate::wire::gpt;
 
     const MIB: u64 = 2048;
 
@@ -190,29 +190,8 @@ mod tests {
 
     /// A disk of `sectors` that was made for `made_for`: a state partition and a data partition up to its end.
     fn tables(sectors: u64, made_for: u64) -> Tables {
-        let mut entries = vec![0; 128 * ENTRY];
-        for (index, (name, first, last)) in
-            [(STATE, MIB, 2 * MIB - 1), (DATA, 2 * MIB, made_for - MIB - 1)].iter().enumerate()
-        {
-            let entry = &mut entries[index * ENTRY..][..ENTRY];
-            entry[..32].fill(5 + index as u8);
-            entry[32..40].copy_from_slice(&first.to_le_bytes());
-            entry[40..48].copy_from_slice(&last.to_le_bytes());
-            for (unit, letter) in entry[56..].chunks_exact_mut(2).zip(name.bytes()) {
-                unit[0] = letter;
-            }
-        }
-        let header = Header {
-            own: 1,
-            peer: made_for - 1,
-            first_usable: 34,
-            last_usable: made_for - 34,
-            disk: Guid([1; 16]),
-            entries: 2,
-            count: 128,
-            entries_crc: 0,
-        };
-        let table = Table { header, entries }.ending(0, 0).primary(made_for);
+        let places = [(STATE, MIB, 2 * MIB - 1), (DATA, 2 * MIB, made_for - MIB - 1)];
+        let table = gpt::tests::table_of(made_for, 1, &places);
         Tables { sectors, primary: Ok(table.clone()), backup: Ok(table.backup(made_for)) }
     }
 

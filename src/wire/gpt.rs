@@ -282,29 +282,40 @@ fn u64_at(octets: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn table(sectors: u64) -> Table {
+    /// The primary table of a disk of `sectors` with these partitions: name, first and last sector. Its identifiers begin
+    /// with `salt`.
+    pub(crate) fn table_of(sectors: u64, salt: u8, partitions: &[(&str, u64, u64)]) -> Table {
         let mut entries = vec![0; 128 * ENTRY];
-        entries[..16].fill(7);
-        entries[16..32].fill(9);
-        entries[32..40].copy_from_slice(&2048_u64.to_le_bytes());
-        entries[40..48].copy_from_slice(&4095_u64.to_le_bytes());
-        entries[56..60].copy_from_slice(&[b'h', 0, b'i', 0]);
+        for ((entry, number), (name, first, last)) in entries.chunks_exact_mut(ENTRY).zip(1..).zip(partitions) {
+            entry[..16].fill(7);
+            entry[16..32].fill(number);
+            entry[16] = salt;
+            entry[32..40].copy_from_slice(&first.to_le_bytes());
+            entry[40..48].copy_from_slice(&last.to_le_bytes());
+            for (unit, letter) in entry[56..].chunks_exact_mut(2).zip(name.bytes()) {
+                unit[0] = letter;
+            }
+        }
         let header = Header {
             own: 1,
             peer: sectors - 1,
             first_usable: 34,
             last_usable: sectors - 34,
-            disk: Guid([1; 16]),
+            disk: Guid([salt; 16]),
             entries: 2,
             count: 128,
             entries_crc: crc32(&entries),
         };
         Table::new(header, entries).unwrap()
+    }
+
+    fn table(sectors: u64) -> Table {
+        table_of(sectors, 1, &[("hi", 2048, 4095)])
     }
 
     #[test]

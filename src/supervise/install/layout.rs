@@ -179,7 +179,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::slots::Slot;
     use crate::supervise::disk::{self, Origin, Tables};
-    use crate::wire::gpt::{ENTRY, Header};
+    use crate::wire::gpt::{self, ENTRY, Header};
 
     const MIB: u64 = 2048;
 
@@ -189,31 +189,13 @@ pub(crate) mod tests {
 
     /// A partition table of them on a disk of `sectors`, whose identifiers begin with `salt`.
     pub(crate) fn table(sectors: u64, salt: u8) -> Table {
-        let mut entries = vec![0; 128 * ENTRY];
-        let mut first = MIB;
-        for (index, (name, mib)) in PARTITIONS.iter().enumerate() {
-            let entry = &mut entries[index * ENTRY..][..ENTRY];
-            entry[..16].fill(7);
-            entry[16..32].fill(index as u8 + 1);
-            entry[16] = salt;
-            entry[32..40].copy_from_slice(&first.to_le_bytes());
-            first += mib * MIB;
-            entry[40..48].copy_from_slice(&(first - 1).to_le_bytes());
-            for (unit, letter) in entry[56..].chunks_exact_mut(2).zip(name.bytes()) {
-                unit[0] = letter;
-            }
-        }
-        let header = Header {
-            own: 1,
-            peer: sectors - 1,
-            first_usable: 34,
-            last_usable: sectors - 34,
-            disk: Guid([salt; 16]),
-            entries: 2,
-            count: 128,
-            entries_crc: 0,
-        };
-        Table { header, entries }.ending(0, 0).primary(sectors)
+        let mut next = MIB;
+        let places = PARTITIONS.map(|(name, mib)| {
+            let first = next;
+            next += mib * MIB;
+            (name, first, next - 1)
+        });
+        gpt::tests::table_of(sectors, salt, &places)
     }
 
     fn own(table: &Table, runs: usize) -> Own<'_> {
