@@ -7,11 +7,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
@@ -19,10 +22,12 @@ use sha2::{Digest, Sha256};
 
 use crate::secret::Secret;
 use crate::settings::disk::Files;
-use crate::wire::x509::{Subject, certificate};
 
 /// The file that it is kept in, for the page's own user alone.
 const NAME: &str = "identity.json";
+
+/// From midnight to the last second of a day.
+const LAST_SECOND: Duration = Duration::from_secs(86_399);
 
 /// A key and its certificate.
 #[derive(Debug)]
@@ -42,9 +47,9 @@ struct Kept {
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 pub enum NoIdentity {
-    /// No key could be made, or it is none.
-    #[error("there is no key")]
-    Key,
+    /// No key or no certificate could be made.
+    #[error("it can't be made")]
+    Unmade(#[source] rcgen::Error),
     /// Key and certificate do not belong together.
     #[error("key and certificate do not fit")]
     Unfit(#[source] rustls::Error),
@@ -55,19 +60,21 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// [`NoIdentity::Key`], without random numbers.
+    /// [`NoIdentity::Unmade`]: there are no random numbers, or a name of `dns` is not in ASCII.
     pub fn make(name: &str, dns: &[String]) -> Result<Self, NoIdentity> {
-        let random = SystemRandom::new();
-        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random);
-        let key = Secret::new(document.map_err(|_| NoIdentity::Key)?.as_ref().to_vec());
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.reveal(), &random);
-        let pair = pair.map_err(|_| NoIdentity::Key)?;
-        let mut serial = [0; 16];
-        random.fill(&mut serial).map_err(|_| NoIdentity::Key)?;
-        let subject = Subject { serial, name, dns, key: pair.public_key().as_ref() };
-        let signed =
-            certificate(subject, |octets| pair.sign(&random, octets).map(|signature| signature.as_ref().to_vec()));
-        Ok(Self { key, certificate: signed.map_err(|_| NoIdentity::Key)? })
+        let key = KeyPair::generate().map_err(NoIdentity::Unmade)?;
+        let mut params = CertificateParams::new(dns).map_err(NoIdentity::Unmade)?;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        // Before any box was made: a box without a clock takes its own certificate for valid as well.
+        params.not_before = date_time_ymd(2025, 1, 1);
+        // "No well-defined expiration date" (RFC 5280, section 4.1.2.5).
+        params.not_after = date_time_ymd(9999, 12, 31) + LAST_SECOND;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.self_signed(&key).map_err(NoIdentity::Unmade)?;
+        Ok(Self { key: Secret::new(key.serialize_der()), certificate: certificate.der().to_vec() })
     }
 
     /// The one that is kept in `files`; where there is none that can be used, a new one, which is kept from now on. The

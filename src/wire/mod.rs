@@ -5,4 +5,3 @@ pub mod gpt;
 pub mod ipmi;
 pub mod journal;
 pub mod tunnel;
-pub mod x509;
