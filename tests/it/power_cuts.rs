@@ -115,8 +115,38 @@ fn records(state: &BTreeMap<u64, [u8; SECTOR]>) -> Records {
     load(&mut Recorder { now: state.clone(), log: Vec::new() })
 }
 
-/// A box's life: updates that work and that don't, boots, factory resets, recovery, each stored by the code that init
-/// uses.
+/// What one step of a box's life found, and what it has to store.
+pub struct Step {
+    pub found: Records,
+    pub standing: Commit,
+    pub next: Option<Commit>,
+}
+
+/// One step of a box's life: an update that works or that doesn't, a boot, a factory reset, recovery. A boot is counted here,
+/// by the code that init uses; a change is left to the caller.
+pub fn step(sectors: &mut impl Sectors, number: u32, dice: &mut Dice) -> Step {
+    let found = load(sectors);
+    let standing = found.commit().expect("it was stored").1.clone();
+    let slot = if standing.pending && dice.below(2) == 0 { standing.slot.other() } else { standing.slot };
+    let why = if slot == standing.slot { Why::Committed } else { Why::Pending };
+    let booted = Booted { target: Target::Slot(slot), why, tries: 1, part: None, stamp: None, reset: false };
+    let version = Version::parse(&format!("1.0.{number}")).expect("SemVer");
+    let next = match dice.below(6) {
+        0 => change::pending(&standing, &booted, &version, Needs::Omni, false).ok(),
+        1 => change::healthy(&standing, &booted).ok().flatten(),
+        2 => change::failed(&standing).ok(),
+        3 => change::reset(&standing, !standing.reset).ok(),
+        4 => change::want_recovery(&standing, !standing.want_recovery).ok(),
+        _ => {
+            let (_, record) = found.tried().expect("it was stored");
+            let counted = Try { boots: 0, count: (record.count + 1) % 100, ..record.clone() };
+            store_try(sectors, &found, &counted).expect("the disk is well");
+            None
+        }
+    };
+    Step { found, standing, next }
+}
+
 #[test]
 fn a_cut_while_a_record_is_stored_keeps_what_was_committed() {
     let mut dice = Dice(0x0ddb_a11f_00d5_1234);
@@ -127,28 +157,9 @@ fn a_cut_while_a_record_is_stored_keeps_what_was_committed() {
         COMMITS.iter().map(|at| (*at, commit)).chain(TRIES_AT.iter().map(|at| (*at, tries))).collect();
     let mut recorder = Recorder { now, log: Vec::new() };
     let mut counts = [0usize; 2];
-    for step in 0..1000 {
+    for number in 0..1000 {
         let before = recorder.now.clone();
-        let found = load(&mut recorder);
-        let (_, standing) = found.commit().expect("it was stored");
-        let slot = if standing.pending && dice.below(2) == 0 { standing.slot.other() } else { standing.slot };
-        let why = if slot == standing.slot { Why::Committed } else { Why::Pending };
-        let booted = Booted { target: Target::Slot(slot), why, tries: 1, part: None, stamp: None, reset: false };
-        let version = Version::parse(&format!("1.0.{step}")).expect("SemVer");
-        let next = match dice.below(6) {
-            0 => change::pending(standing, &booted, &version, Needs::Omni, false).ok(),
-            1 => change::healthy(standing, &booted).ok().flatten(),
-            2 => change::failed(standing).ok(),
-            3 => change::reset(standing, !standing.reset).ok(),
-            4 => change::want_recovery(standing, !standing.want_recovery).ok(),
-            _ => {
-                let (_, record) = found.tried().expect("it was stored");
-                let counted = Try { boots: 0, count: (record.count + 1) % 100, ..record.clone() };
-                store_try(&mut recorder, &found, &counted).expect("the recorder takes all");
-                None
-            }
-        };
-        let standing = standing.clone();
+        let Step { found, standing, next } = step(&mut recorder, number, &mut dice);
         if let Some(next) = &next {
             store_commit(&mut recorder, &found, next).expect("the recorder takes all");
         }

@@ -16,8 +16,8 @@ use pilotlight::net::trial::Record;
 use pilotlight::secret::Secret;
 use pilotlight::settings::disk::{self as settings_disk, Directory, Files as _};
 use pilotlight::settings::{Answers, Kept, Settings};
-use pilotlight::slots::device::{Device, Sectors, load, store_commit, store_try};
-use pilotlight::slots::{Booted, Commit, Needs, Target, Try, Version, Why, change};
+use pilotlight::slots::device::{Device, Sectors, load, store_commit};
+use pilotlight::slots::{Booted, Commit, Needs, Version, change};
 use pilotlight::store::sled_store::SledStore;
 use pilotlight::store::{Batch, Store as _, Tree};
 use pilotlight::sys::{block, mount};
@@ -25,7 +25,7 @@ use pilotlight::update::{Manifest, SlotDevice, Source, write as write_slot};
 use serde::{Deserialize, Serialize};
 
 use super::disk::Mark;
-use crate::power_cuts::Dice;
+use crate::power_cuts::{Dice, Step, step};
 
 /// Set in the machine alone.
 pub const GUEST: &str = "PILOTLIGHT_TEST_CUTS_GUEST";
@@ -301,29 +301,12 @@ fn old_files() -> Result<u32, Amiss> {
 /// whoever plays it on other sectors knows what was stored.
 pub fn life(sectors: &mut impl Sectors, mark: &mut dyn FnMut(Mark, &Commit)) {
     let mut dice = Dice(0x0ddb_a11f_00d5_4321);
-    for step in 1..=120 {
-        let found = load(sectors);
-        let (_, standing) = found.commit().expect("it was stored");
-        let slot = if standing.pending && dice.below(2) == 0 { standing.slot.other() } else { standing.slot };
-        let why = if slot == standing.slot { Why::Committed } else { Why::Pending };
-        let booted = Booted { target: Target::Slot(slot), why, tries: 1, part: None, stamp: None, reset: false };
-        let version = Version::parse(&format!("1.0.{step}")).expect("SemVer");
-        let next = match dice.below(5) {
-            0 => change::pending(standing, &booted, &version, Needs::Omni, false).ok(),
-            1 => change::healthy(standing, &booted).ok().flatten(),
-            2 => change::failed(standing).ok(),
-            3 => change::reset(standing, !standing.reset).ok(),
-            _ => {
-                let (_, record) = found.tried().expect("it was stored");
-                let counted = Try { boots: 0, count: (record.count + 1) % 100, ..record.clone() };
-                store_try(sectors, &found, &counted).expect("the disk is well");
-                None
-            }
-        };
-        let next = next.unwrap_or_else(|| standing.clone());
-        mark(Mark::Begun(step), &next);
+    for number in 1..=120 {
+        let Step { found, standing, next } = step(sectors, number, &mut dice);
+        let next = next.unwrap_or(standing);
+        mark(Mark::Begun(number), &next);
         store_commit(sectors, &found, &next).expect("the disk is well");
-        mark(Mark::Acknowledged(step), &next);
+        mark(Mark::Acknowledged(number), &next);
     }
 }
 
