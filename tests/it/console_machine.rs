@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +12,7 @@ use std::time::Duration;
 use pilotlight::time::Uptime;
 use serde_json::{Value, json};
 
-use crate::e2e::initramfs;
+use crate::e2e::initramfs::{self, Root};
 use crate::peers;
 
 const MODULES: &[&str] = &["virtio_pci", "virtio_net"];
@@ -22,16 +21,10 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// The console's user in the services' table.
 const CONSOLE: &str = "909";
 
-const FIRST: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do insmod /modules/$module; done
+const FIRST: &str = r"
 sh /watcher </dev/null >/dev/console 2>&1 &
 exec /bin/init
-"#;
+";
 
 const WATCHER: &str = r#"
 until [ "$(stat -c %u /dev/ttyS0)" != 0 ]; do sleep 0.2; done
@@ -59,39 +52,22 @@ fn ready() -> bool {
 }
 
 fn build(dir: &Path) {
-    let root = dir.join("root");
-    for path in ["bin", "modules", "proc", "sys", "dev", "tmp", "run", "data", "etc/pilotlight"] {
+    let root = Root::new(dir.join("root"), &initramfs::kernel().unwrap(), MODULES).unwrap();
+    for path in ["data", "etc/pilotlight"] {
         fs::create_dir_all(root.join(path)).unwrap();
     }
-    let kernel = initramfs::kernel().unwrap();
-    let mut order = String::new();
-    for module in initramfs::modules(initramfs::version(&kernel).unwrap(), MODULES).unwrap() {
-        let name = module.file_name().unwrap().to_string_lossy().into_owned();
-        fs::copy(&module, root.join("modules").join(&name)).unwrap();
-        if name.ends_with(".xz") {
-            assert!(Command::new("xz").arg("-d").arg(root.join("modules").join(&name)).status().unwrap().success());
-        }
-        order.push_str(&format!("{}\n", name.trim_end_matches(".xz")));
-    }
-    fs::write(root.join("modules/order"), order).unwrap();
     fs::write(
         root.join("etc/pilotlight/flags"),
         "--manage-network\n--state-dir=/data/pilotlight\n--run-dir=/run/pilotlight\n",
     )
     .unwrap();
-    initramfs::install(&initramfs::find("busybox").unwrap(), &root, "busybox").unwrap();
-    initramfs::install(Path::new(env!("CARGO_BIN_EXE_init")), &root, "init").unwrap();
-    initramfs::install(Path::new(env!("CARGO_BIN_EXE_pilotlight")), &root, "real").unwrap();
+    root.install(Path::new(env!("CARGO_BIN_EXE_init")), "init").unwrap();
+    root.install(Path::new(env!("CARGO_BIN_EXE_pilotlight")), "real").unwrap();
     assert!(Command::new("strip").arg(root.join("bin/real")).arg(root.join("bin/init")).status().unwrap().success());
     fs::write(root.join("watcher"), WATCHER).unwrap();
-    for (name, text) in [("init", FIRST), ("bin/pilotlight", SERVICE)] {
-        fs::write(root.join(name), text).unwrap();
-        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let pack = "find . | cpio --quiet -o -H newc >\"$0\"";
-    let packed = Command::new("sh").args(["-c", pack]).arg(dir.join("initramfs")).current_dir(&root).status();
-    assert!(packed.unwrap().success());
-    fs::remove_dir_all(&root).unwrap();
+    root.first(FIRST).unwrap();
+    root.script("bin/pilotlight", SERVICE).unwrap();
+    root.pack("cat", &dir.join("initramfs")).unwrap();
 }
 
 /// A machine that runs, with a person at its screen and one at its serial line.

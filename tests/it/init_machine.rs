@@ -5,7 +5,6 @@
 //! run; the third tells of it. Around `init` a shell script plays those who would load modules and mount the disk.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use pilotlight::supervise::services::SERVICES;
 use pilotlight::supervise::sysctl::SYSCTLS;
 use pilotlight::time::Uptime;
 
-use crate::e2e::initramfs;
+use crate::e2e::initramfs::{self, Root};
 use crate::init::lines;
 use crate::peers;
 
@@ -23,19 +22,13 @@ const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "i6300esb", "vfat
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// What stands in front of init, and what watches it. The kernel hands `act=` to the environment.
-const FIRST: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
+const FIRST: &str = r"
 exec </dev/console >/dev/console 2>&1
-for module in $(cat /modules/order); do insmod /modules/$module; done
 mkdir -p /data
 mount -t ext4 /dev/vda /data
 sh /watcher &
 exec /bin/init
-"#;
+";
 
 const WATCHER: &str = r#"
 until [ -e /run/pilotlight/tftp/back ]; do sleep 0.2; done
@@ -95,33 +88,14 @@ impl Machine {
     fn build() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let kernel = initramfs::kernel().unwrap();
-        let root = dir.path().join("root");
-        for path in ["bin", "modules", "proc", "sys", "dev", "tmp", "run"] {
-            fs::create_dir_all(root.join(path)).unwrap();
-        }
-        let mut order = String::new();
-        for module in initramfs::modules(initramfs::version(&kernel).unwrap(), MODULES).unwrap() {
-            let name = module.file_name().unwrap().to_string_lossy().into_owned();
-            fs::copy(&module, root.join("modules").join(&name)).unwrap();
-            if name.ends_with(".xz") {
-                assert!(Command::new("xz").arg("-d").arg(root.join("modules").join(&name)).status().unwrap().success());
-            }
-            order.push_str(&format!("{}\n", name.trim_end_matches(".xz")));
-        }
-        fs::write(root.join("modules/order"), order).unwrap();
-        initramfs::install(&initramfs::find("busybox").unwrap(), &root, "busybox").unwrap();
-        initramfs::install(Path::new(env!("CARGO_BIN_EXE_init")), &root, "init").unwrap();
+        let root = Root::new(dir.path().join("root"), &kernel, MODULES).unwrap();
+        root.install(Path::new(env!("CARGO_BIN_EXE_init")), "init").unwrap();
         let settings: Vec<_> = SYSCTLS.iter().map(|sysctl| sysctl.path).collect();
         fs::write(root.join("settings"), settings.join("\n")).unwrap();
         fs::write(root.join("watcher"), WATCHER).unwrap();
-        for (name, text) in [("init", FIRST), ("bin/pilotlight", SERVICE)] {
-            fs::write(root.join(name), text).unwrap();
-            fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let pack = "find . | cpio --quiet -o -H newc >\"$0\"";
-        let packed =
-            Command::new("sh").args(["-c", pack]).arg(dir.path().join("initramfs")).current_dir(&root).status();
-        assert!(packed.unwrap().success());
+        root.first(FIRST).unwrap();
+        root.script("bin/pilotlight", SERVICE).unwrap();
+        root.pack("cat", &dir.path().join("initramfs")).unwrap();
         let disk = dir.path().join("disk");
         fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
         let mut mkfs = Command::new("mkfs.ext4");

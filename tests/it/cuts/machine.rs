@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -13,25 +12,19 @@ use pilotlight::time::Uptime;
 use super::disk::{Mark, Pages, Recording};
 use super::guest::{Found, GUEST};
 use super::nbd::Server;
-use crate::e2e::initramfs;
+use crate::e2e::initramfs::{self, Root};
 use crate::peers;
 
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "ext4", "vfat", "nls_cp437", "nls_ascii"];
 /// For one answer, where nothing else runs some seconds at most.
 const LIMIT: Duration = Duration::from_secs(300);
 
-const FIRST: &str = r#"#!/bin/busybox sh
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
+const FIRST: &str = r"
 exec </dev/console >/dev/console 2>&1
-for module in $(cat /modules/order); do insmod /modules/$module; done
 stty -F /dev/ttyS1 raw -echo
 GUEST=1 RUST_BACKTRACE=1 /bin/it --exact cuts::guest::in_the_machine --nocapture --test-threads 1
 reboot -f
-"#;
+";
 
 /// What the boot loader says at the start of slot A.
 const BOOTED: &str = "pilotlight.slot=a pilotlight.why=committed pilotlight.try=0 \
@@ -163,36 +156,19 @@ impl Drop for Machine {
 }
 
 fn build(directory: &Path, kernel: &Path) {
-    let root = directory.join("root");
-    for path in ["bin", "usr", "modules", "proc", "sys", "dev", "tmp", "run", "data"] {
+    let root = Root::new(directory.join("root"), kernel, MODULES).unwrap();
+    for path in ["usr/bin", "data"] {
         fs::create_dir_all(root.join(path)).unwrap();
     }
-    let mut order = String::new();
-    for module in initramfs::modules(initramfs::version(kernel).unwrap(), MODULES).unwrap() {
-        let name = module.file_name().unwrap().to_string_lossy().into_owned();
-        fs::copy(&module, root.join("modules").join(&name)).unwrap();
-        if name.ends_with(".xz") {
-            assert!(Command::new("xz").arg("-d").arg(root.join("modules").join(&name)).status().unwrap().success());
-        }
-        order.push_str(&format!("{}\n", name.trim_end_matches(".xz")));
-    }
-    fs::write(root.join("modules/order"), order).unwrap();
-    for program in ["busybox", "mke2fs", "e2fsck"] {
-        initramfs::install(&initramfs::find(program).unwrap(), &root, program).unwrap();
-    }
-    initramfs::install(Path::new(env!("CARGO_BIN_EXE_init")), &root, "init").unwrap();
-    initramfs::install(&std::env::current_exe().unwrap(), &root, "it").unwrap();
-    // Debug symbols would be unpacked by an emulated processor; without strip they are.
-    let _ = Command::new("strip").args([root.join("bin/it"), root.join("bin/init")]).status();
-    // Where init looks for programs.
-    fs::create_dir_all(root.join("usr/bin")).unwrap();
     for program in ["mke2fs", "e2fsck"] {
+        root.install(&initramfs::find(program).unwrap(), program).unwrap();
+        // Where init looks for programs.
         std::os::unix::fs::symlink(format!("/bin/{program}"), root.join("usr/bin").join(program)).unwrap();
     }
-    fs::write(root.join("init"), FIRST.replace("GUEST", GUEST)).unwrap();
-    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755)).unwrap();
-    let pack = "find . | cpio --quiet -o -H newc >\"$0\"";
-    let packed = Command::new("sh").args(["-c", pack]).arg(directory.join("initramfs")).current_dir(&root).status();
-    assert!(packed.unwrap().success());
-    fs::remove_dir_all(&root).unwrap();
+    root.install(Path::new(env!("CARGO_BIN_EXE_init")), "init").unwrap();
+    root.install(&std::env::current_exe().unwrap(), "it").unwrap();
+    // Debug symbols would be unpacked by an emulated processor; without strip they are.
+    let _ = Command::new("strip").args([root.join("bin/it"), root.join("bin/init")]).status();
+    root.first(&FIRST.replace("GUEST", GUEST)).unwrap();
+    root.pack("cat", &directory.join("initramfs")).unwrap();
 }

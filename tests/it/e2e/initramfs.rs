@@ -13,13 +13,19 @@ use crate::peers;
 /// What the guest needs of the kernel: its disk, its network, its BMC.
 const MODULES: &[&str] = &["virtio_pci", "virtio_net", "virtio_blk", "ipmi_si", "ipmi_devintf"];
 
-const INIT: &str = r#"#!/bin/busybox sh
+/// What each of our machines does first.
+const FIRST: &str = r"#!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin PILOTLIGHT_GUEST=1
+export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 for module in $(cat /modules/order); do insmod /modules/$module; done
+";
+
+/// What follows in the guest.
+const GUEST: &str = r#"
+export PILOTLIGHT_GUEST=1
 ip link set lo up
 ip link set eth0 up
 until udhcpc -i eth0 -q -n -t 5 -T 2 -s /lease; do echo "guest: no lease"; done
@@ -54,55 +60,97 @@ pub fn require_kernel() -> bool {
     found
 }
 
-pub fn version(kernel: &Path) -> Option<&str> {
+fn version(kernel: &Path) -> Option<&str> {
     kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")
 }
 
 /// Fills `directory` with the agent's boot assets, and the same under the names that an image factory gives them.
 pub fn build(directory: &Path) -> anyhow::Result<()> {
-    let root = directory.join("root");
-    for path in ["bin", "modules", "proc", "sys", "dev", "tmp", "usr/lib", "run"] {
-        fs::create_dir_all(root.join(path))?;
-    }
     let kernel = kernel().context("no kernel with modules in /boot")?;
-    let modules = modules(version(&kernel).context("the kernel has no version")?, MODULES)?;
-    let mut order = String::new();
-    for module in &modules {
-        let name = module.file_name().context("a module is a file")?.to_string_lossy();
-        // Newer distributions compress their modules, which busybox need not understand.
-        let plain = name.trim_end_matches(".xz");
-        fs::copy(module, root.join("modules").join(&*name))?;
-        if plain != name {
-            let unpacked = Command::new("xz").arg("-d").arg(root.join("modules").join(&*name)).status()?;
-            ensure!(unpacked.success(), "{name} does not unpack");
-        }
-        order.push_str(&format!("{plain}\n"));
-    }
-    fs::write(root.join("modules/order"), order)?;
-    for program in ["busybox", "ipmitool"] {
-        install(&find(program)?, &root, program)?;
-    }
-    install(Path::new(env!("CARGO_BIN_EXE_pilotlight")), &root, "pilotlight")?;
+    let root = Root::new(directory.join("root"), &kernel, MODULES)?;
+    root.install(&find("ipmitool")?, "ipmitool")?;
+    root.install(Path::new(env!("CARGO_BIN_EXE_pilotlight")), "pilotlight")?;
     // Debug symbols would travel through an emulated network card; without strip they do.
     let _ = Command::new("strip").arg(root.join("bin/pilotlight")).status();
-    for (name, text) in [("init", INIT), ("lease", LEASE)] {
-        fs::write(root.join(name), text)?;
-        fs::set_permissions(root.join(name), fs::Permissions::from_mode(0o755))?;
-    }
-    let initramfs = directory.join("initramfs-metal-amd64.xz");
+    root.first(GUEST)?;
+    root.script("lease", LEASE)?;
     // The kernel's decompressor knows no other check than CRC32.
-    let pack = "find . | cpio --quiet -o -H newc | xz --check=crc32 -1 >\"$0\"";
-    let packed = Command::new("sh").args(["-c", pack]).arg(&initramfs).current_dir(&root).status()?;
-    ensure!(packed.success(), "cpio or xz failed");
-    fs::remove_dir_all(&root)?;
+    root.pack("xz --check=crc32 -1", &directory.join("initramfs-metal-amd64.xz"))?;
     fs::copy(&kernel, directory.join("kernel-amd64"))?;
     fs::write(directory.join("cmdline-metal-amd64"), "talos.platform=metal quiet panic=10\n")?;
     symlink("initramfs-metal-amd64.xz", directory.join("initramfs-amd64.xz"))?;
     Ok(())
 }
 
+/// The root of an initramfs, in a directory; it starts with [`FIRST`] and has busybox.
+pub struct Root(PathBuf);
+
+impl Root {
+    /// One with these modules of `kernel` and what they need.
+    pub fn new(path: PathBuf, kernel: &Path, names: &[&str]) -> anyhow::Result<Self> {
+        let root = Self(path);
+        for path in ["bin", "modules", "proc", "sys", "dev", "tmp", "usr/lib", "run"] {
+            fs::create_dir_all(root.join(path))?;
+        }
+        root.install(&find("busybox")?, "busybox")?;
+        let mut order = String::new();
+        for module in modules(version(kernel).context("the kernel has no version")?, names)? {
+            let name = module.file_name().context("a module is a file")?.to_string_lossy();
+            // Newer distributions compress their modules, which busybox need not understand.
+            let plain = name.trim_end_matches(".xz");
+            let copy = root.join("modules").join(&*name);
+            fs::copy(&module, &copy)?;
+            if plain != name {
+                let unpacked = Command::new("xz").arg("-d").arg(&copy).status()?;
+                ensure!(unpacked.success(), "{name} does not unpack");
+            }
+            order.push_str(&format!("{plain}\n"));
+        }
+        fs::write(root.join("modules/order"), order)?;
+        Ok(root)
+    }
+
+    pub fn join(&self, path: &str) -> PathBuf {
+        self.0.join(path)
+    }
+
+    /// Copies a program to `bin/name`, and its libraries to where it looks for them.
+    pub fn install(&self, program: &Path, name: &str) -> anyhow::Result<()> {
+        fs::copy(program, self.join("bin").join(name)).with_context(|| format!("copying {}", program.display()))?;
+        // Fails for a static program, which needs none.
+        let output = Command::new("ldd").arg(program).stderr(Stdio::null()).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let libraries: BTreeSet<_> = text.split_whitespace().filter(|word| word.starts_with('/')).collect();
+        for library in libraries {
+            let target = self.join(library.trim_start_matches('/'));
+            fs::create_dir_all(target.parent().context("a library is in a directory")?)?;
+            fs::copy(library, &target).with_context(|| format!("copying {library}"))?;
+        }
+        Ok(())
+    }
+
+    /// A file that can be run.
+    pub fn script(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        fs::write(self.join(name), text)?;
+        Ok(fs::set_permissions(self.join(name), fs::Permissions::from_mode(0o755))?)
+    }
+
+    /// What the kernel starts: [`FIRST`], and `then`.
+    pub fn first(&self, then: &str) -> anyhow::Result<()> {
+        self.script("init", &format!("{FIRST}{then}"))
+    }
+
+    /// Packs it through `filter` into `archive`. The directory is gone then.
+    pub fn pack(self, filter: &str, archive: &Path) -> anyhow::Result<()> {
+        let pack = format!("find . | cpio --quiet -o -H newc | {filter} >\"$0\"");
+        let packed = Command::new("sh").args(["-c", &pack]).arg(archive).current_dir(&self.0).status()?;
+        ensure!(packed.success(), "cpio or {filter} failed");
+        Ok(fs::remove_dir_all(self.0)?)
+    }
+}
+
 /// The modules with what they need, in the order to load them.
-pub fn modules(version: &str, names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
+fn modules(version: &str, names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
     let mut modules = Vec::new();
     for module in names {
         let output = Command::new("modprobe").args(["-S", version, "--show-depends", module]).output()?;
@@ -117,21 +165,6 @@ pub fn modules(version: &str, names: &[&str]) -> anyhow::Result<Vec<PathBuf>> {
         }
     }
     Ok(modules)
-}
-
-/// Copies a program to `bin/name`, and its libraries to where it looks for them.
-pub fn install(program: &Path, root: &Path, name: &str) -> anyhow::Result<()> {
-    fs::copy(program, root.join("bin").join(name)).with_context(|| format!("copying {}", program.display()))?;
-    // Fails for a static program, which needs none.
-    let output = Command::new("ldd").arg(program).stderr(Stdio::null()).output()?;
-    let text = String::from_utf8(output.stdout)?;
-    let libraries: BTreeSet<_> = text.split_whitespace().filter(|word| word.starts_with('/')).collect();
-    for library in libraries {
-        let target = root.join(library.trim_start_matches('/'));
-        fs::create_dir_all(target.parent().context("a library is in a directory")?)?;
-        fs::copy(library, &target).with_context(|| format!("copying {library}"))?;
-    }
-    Ok(())
 }
 
 pub fn find(program: &str) -> anyhow::Result<PathBuf> {
