@@ -27,14 +27,23 @@ pub(super) fn look() -> Option<Volume> {
     // The second is `RAMFS_MAGIC` of `linux/magic.h`; the initramfs itself is either.
     let in_memory = [statfs::TMPFS_MAGIC, statfs::FsType(0x8584_58f6)].contains(&kind);
     let device = fs::metadata(DATA).ok()?.dev();
-    let known = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    // Where it leads ends with the kernel's name of the device.
+    let known = fs::canonicalize(format!("/sys/dev/block/{}:{}", major(device), minor(device)));
     Some(Volume {
         in_memory,
         // A file system without a device has none to lose.
-        present: major(device) == 0 || Path::new(&known).exists(),
-        read_only: state.flags().contains(FsFlags::ST_RDONLY),
+        present: major(device) == 0 || known.is_ok(),
+        read_only: state.flags().contains(FsFlags::ST_RDONLY) || known.is_ok_and(|path| has_errors(&path)),
         free: state.blocks_available().saturating_mul(state.fragment_size()),
     })
+}
+
+/// Whether the kernel found errors in the file system of a block device since it was checked at the start; mounted with
+/// `errors=remount-ro`, it takes nothing more from the first one on. Newer kernels leave the flag for read-only alone then.
+fn has_errors(device: &Path) -> bool {
+    let Some(name) = device.file_name() else { return false };
+    let count = fs::read_to_string(Path::new("/sys/fs/ext4").join(name).join("errors_count"));
+    count.is_ok_and(|count| count.trim() != "0")
 }
 
 /// Says `line` in the log, and to PID 1 for the page and the console.
