@@ -107,8 +107,8 @@ fn a_copy_of_the_disk_is_never_touched() {
     }
 }
 
-/// What is done to the disk, and what the box has to say about it.
-type Damage = (&'static str, fn(&Rack), &'static str);
+/// What is done to the disk, by which firmware it is booted then, and what the box has to say about it.
+type Damage = (&'static str, Firmware, fn(&Rack), Option<&'static str>);
 
 #[test]
 fn a_damaged_disk_still_gives_a_page() {
@@ -116,24 +116,31 @@ fn a_damaged_disk_still_gives_a_page() {
         return;
     }
     let damages: [Damage; 5] = [
-        (
-            "primary GPT header zeroed",
-            |rack| rack.overwrite(512, 512, 0),
-            "primary partition table: no partition table",
-        ),
+        // BIOS does not find a disk without its primary table, and UEFI mends it before anyone else sees it.
+        ("primary GPT header zeroed", Firmware::Uefi, |rack| rack.overwrite(512, 512, 0), None),
         (
             "backup GPT header zeroed",
+            Firmware::Bios,
             |rack| rack.overwrite(rack.octets() - 512, 512, 0),
-            "backup partition table: no partition table",
+            Some("backup partition table: no partition table"),
         ),
-        ("superblock zeroed", |rack| rack.overwrite(rack.data() + 1024, 1024, 0), "checks the data partition"),
-        ("first 4 MiB of data random", |rack| rack.overwrite(rack.data(), 4 * MIB, 0x5a), "checks the data partition"),
-        ("all of data random", |rack| rack.overwrite(rack.data(), 64 * MIB, 0x5a), "data lost"),
+        (
+            "superblock zeroed",
+            Firmware::Bios,
+            |rack| rack.overwrite(rack.data() + 1024, 1024, 0),
+            Some("checks the data partition"),
+        ),
+        (
+            "first 4 MiB of data random",
+            Firmware::Uefi,
+            |rack| rack.overwrite(rack.data(), 4 * MIB, 0x5a),
+            Some("checks the data partition"),
+        ),
+        ("all of data random", Firmware::Uefi, |rack| rack.overwrite(rack.data(), 64 * MIB, 0x5a), Some("data lost")),
     ];
-    for (what, damage, said) in damages {
+    for (what, firmware, damage, said) in damages {
         let Some(rack) = Rack::new() else { return };
-        // BIOS does not find a disk without its primary table.
-        let setup = Setup { firmware: Firmware::Uefi, bus: Bus::Virtio, memory: 512 };
+        let setup = Setup { firmware, bus: Bus::Virtio, memory: 512 };
         let mut machine = rack.power_on(&setup);
         machine.page();
         drop(machine);
@@ -141,7 +148,7 @@ fn a_damaged_disk_still_gives_a_page() {
         let mut machine = rack.power_on(&setup);
         let after = machine.page();
         peers::say(&format!("appliance: {what}: page after {:.1} s", after.as_secs_f64()));
-        machine.expect_log(said);
+        said.inspect(|said| machine.expect_log(said));
         machine.expect_no_log("DEGRADED");
         drop(machine);
         rack.verify_partitions();

@@ -253,8 +253,8 @@ impl Machine {
 
     /// Waits until the page says `text`.
     pub fn page_says(&mut self, text: &str) {
-        let port = self.port;
-        self.reaches(text, || get(port, "/").is_ok_and(|page| page.contains(text)));
+        let (port, text) = (self.port, text.replace('\'', "&#39;"));
+        self.reaches(&text, || get(port, "/").is_ok_and(|page| page.contains(&text)));
     }
 
     /// How often a boot loader has begun to load a kernel.
@@ -335,7 +335,8 @@ pub fn image() -> PathBuf {
 /// What the page's server answers.
 fn get(port: u16, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    // QEMU takes the connection before the box does; it is asked again then, and soon, as the time is measured.
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: box\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(1 << 20).read_to_end(&mut answer)?;
