@@ -50,6 +50,11 @@ use peers::{ImagesClient, StoreIndex};
 /// that the store is closed in any case.
 const GRACE: Duration = Duration::from_secs(6);
 const _: () = assert!(GRACE.as_secs() < supervise::shutdown::GRACE.as_secs());
+/// How long a service waits for the box's lease; one that still isn't ready then says why, ends, and is started anew.
+const LEASE: Duration = Duration::from_secs(20);
+const _: () = assert!(LEASE.as_secs() < supervise::READY_LIMIT.as_secs());
+/// How often it looks.
+const LEASE_PACE: Duration = Duration::from_millis(250);
 /// How often the store is asked whether it still writes.
 const STORE_PACE: Duration = Duration::from_secs(1);
 /// How often memory that is not used is given back to the kernel. It costs some 0.2 ms; a heartbeat's code, 3 MiB, would
@@ -202,10 +207,12 @@ async fn run_service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             unset::provider(&config, &mut running)?;
         }
         // Who answers a machine's broadcast leads it here, where nothing would boot it.
-        ServiceName::Dhcp if config.omni.endpoint.is_empty() => running.up("dhcp", unset::WORDS.to_owned()),
+        ServiceName::Dhcp | ServiceName::Tftp if config.omni.endpoint.is_empty() => {
+            running.up(name.as_str(), unset::WORDS.to_owned());
+        }
         ServiceName::Provider => {
             say(&config);
-            let advertise = advertise(&config)?;
+            let advertise = leased(&config, &cancel).await?;
             let images_at = Advertise { port: images_port(&config), ..advertise.clone() };
             let files = load_files(&config, &advertise).await;
             let (sender, services) = watch::channel(Vec::new());
@@ -232,12 +239,12 @@ async fn run_service(name: ServiceName, config: Config) -> anyhow::Result<()> {
             );
         }
         ServiceName::Dhcp => {
-            let advertise = advertise(&config)?;
+            let advertise = leased(&config, &cancel).await?;
             let files = load_files(&config, &advertise).await;
             start_dhcp(&config, &advertise, &files, &counters, None, &mut running)?;
         }
         ServiceName::Tftp => {
-            let files = load_files(&config, &advertise(&config)?).await;
+            let files = load_files(&config, &leased(&config, &cancel).await?).await;
             start_tftp(&config, &files, &counters, &mut running)?;
         }
         ServiceName::Images => {
@@ -341,6 +348,17 @@ fn advertise(config: &Config) -> anyhow::Result<Advertise> {
         }
     };
     Ok(Advertise { host, port: config.api_port })
+}
+
+/// As [`advertise`], once the box has an address: its services start before its lease is there.
+async fn leased(config: &Config, cancel: &CancellationToken) -> anyhow::Result<Advertise> {
+    let until = Uptime::now() + LEASE;
+    loop {
+        match advertise(config) {
+            Err(_) if Uptime::now() < until && !cancel.is_cancelled() => tokio::time::sleep(LEASE_PACE).await,
+            found => return found,
+        }
+    }
 }
 
 fn open_store(dir: &Path) -> anyhow::Result<SledStore> {

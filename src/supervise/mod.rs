@@ -35,6 +35,7 @@ use crate::slots::Target;
 use crate::time::Uptime;
 use budget::{Budget, Previous, Refusal};
 use control::ServiceStatus;
+pub use entry::READY_LIMIT;
 use entry::{Entry, State};
 pub use event::{Action, Ending, Event, Exit, Place, Report, Signal, Why};
 use mounts::{LINKS, MOUNTS};
