@@ -18,7 +18,7 @@ use super::endpoint::Endpoint;
 use super::proxy::Proxy;
 
 /// How long a TCP connection and, after it, a TLS handshake may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pings find a peer that is gone without a word. They are sent only while a stream is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Keepalive {

@@ -15,13 +15,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::channel::CONNECT_TIMEOUT;
 use super::endpoint::Endpoint;
 use crate::secret::Secret;
 
 /// The environment variables that are read, by the first of each pair that is set.
 pub const VARIABLES: [[&str; 2]; 2] = [["HTTPS_PROXY", "https_proxy"], ["NO_PROXY", "no_proxy"]];
-/// How long the proxy may take, connection included.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the proxy may take, connection included: less than the channel allows for both, whose error names no proxy.
+const TIMEOUT: Duration = Duration::from_secs(8);
+const _: () = assert!(TIMEOUT.as_secs() < CONNECT_TIMEOUT.as_secs());
 /// The longest answer to CONNECT that is read.
 const MAX_ANSWER: usize = 8 * 1024;
 

@@ -83,6 +83,23 @@ async fn each_refusal_says_what_to_do() {
     omni.shutdown().await;
 }
 
+/// What is said of Omni behind a proxy that leads nowhere.
+async fn told_of(proxy: String) -> String {
+    let variables = proxy::Variables { proxy: Some(Secret::new(proxy)), no_proxy: String::new() };
+    let config = Config { endpoint: "http://omni.example:8080".into(), proxy: variables, ..Config::default() };
+    let client = Client::connect(config).unwrap();
+    client.state().get(&Kind::omni("InfraMachines"), "m").await.unwrap_err().explain()
+}
+
+#[tokio::test]
+async fn a_proxy_that_keeps_silent_is_not_waited_for_forever() {
+    // Nobody accepts: the kernel does, and nothing is ever answered.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let told = told_of(address.to_string()).await;
+    assert!(told.contains(&format!("the proxy {address} of HTTPS_PROXY did not answer in time")), "{told}");
+}
+
 #[tokio::test]
 async fn a_proxy_that_leads_nowhere_is_named_with_its_variable() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -99,22 +116,16 @@ async fn a_proxy_that_leads_nowhere_is_named_with_its_variable() {
             let _ = stream.write_all(answer).await;
         }
     });
-    let ask = async |proxy: String| {
-        let variables = proxy::Variables { proxy: Some(Secret::new(proxy)), no_proxy: String::new() };
-        let config = Config { endpoint: "http://omni.example:8080".into(), proxy: variables, ..Config::default() };
-        let client = Client::connect(config).unwrap();
-        client.state().get(&Kind::omni("InfraMachines"), "m").await.unwrap_err().explain()
-    };
     for words in [
         "answers no HTTP",
         "answers no HTTP",
         "refuses a tunnel to omni.example:8080: HTTP/1.1 503",
         "cannot be reached",
     ] {
-        let told = ask(format!("{address}")).await;
+        let told = told_of(address.to_string()).await;
         assert!(told.contains(words) && told.contains(&format!("the proxy {address} of HTTPS_PROXY")), "{told}");
     }
     proxy.await.unwrap();
-    let told = ask(format!("http://{address}")).await;
+    let told = told_of(format!("http://{address}")).await;
     assert!(told.contains("of HTTPS_PROXY cannot be reached") && told.contains("refused"), "{told}");
 }
