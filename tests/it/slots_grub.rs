@@ -4,10 +4,13 @@
 //! `linux` command; ours in its place says what it was given and whether it loads.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pilotlight::slots::{
     COMMITS, Choice, Commit, Copy, Decision, Hand, Records, SECTOR, Slot, TRIES_AT, Target, Try, Version, Why, decide,
     partition,
@@ -84,16 +87,27 @@ impl Bench {
             self.script.display()
         );
         fs::write(self.dir.path().join("grub.cfg"), harness).expect("the harness");
-        let output = Command::new("timeout")
+        let mut grub = Command::new("timeout")
             .args(["60", "grub-emu", "-d"])
             .arg(self.dir.path())
             .arg("-m")
             .arg(self.dir.path().join("device.map"))
             .env("TERM", "dumb")
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .spawn()
             .expect("grub-emu starts");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut text = String::new();
+        for line in BufReader::new(grub.stdout.take().expect("a pipe")).split(b'\n').map_while(Result::ok) {
+            text.push_str(&String::from_utf8_lossy(&line));
+            text.push('\n');
+            if text.contains("nothing on this disk can be booted") {
+                // It waits ten seconds for a person to read that, and begins anew.
+                kill(Pid::from_raw(grub.id() as i32), Signal::SIGTERM).expect("it is ours");
+                break;
+            }
+        }
+        grub.wait().expect("it ends");
         let told = |prefix: &'static str| {
             text.lines().filter_map(move |line| line.trim().strip_prefix(prefix).map(str::to_owned))
         };
