@@ -2,7 +2,7 @@
 
 use super::{Slot, Target, Why};
 
-/// What was booted and why, by the kernel's command line.
+/// What was booted and why, by the kernel's command line; from which disk says [`crate::supervise::disk::Origin`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Booted {
     /// What runs.
@@ -11,10 +11,6 @@ pub struct Booted {
     pub why: Why,
     /// Tries of the pending slot so far.
     pub tries: u8,
-    /// The partition's UUID, as GRUB found it.
-    pub part: Option<String>,
-    /// What GRUB wrote into its own disk at this boot: no clone has it.
-    pub stamp: Option<String>,
     /// Whether somebody asked for a factory reset in GRUB's menu.
     pub reset: bool,
 }
@@ -31,16 +27,10 @@ impl Booted {
             };
             cmdline.split_ascii_whitespace().filter_map(mine).next_back()
         };
-        let plain = |text: &String| {
-            (1..=64).contains(&text.len())
-                && text.bytes().all(|octet| octet.is_ascii_alphanumeric() || b".-".contains(&octet))
-        };
         Some(Self {
             target: Target::parse(&value("slot")?)?,
             why: Why::parse(&value("why")?)?,
             tries: value("try").and_then(|text| text.parse().ok()).filter(|tries| *tries <= 3).unwrap_or(0),
-            part: value("part").filter(plain),
-            stamp: value("stamp").filter(plain),
             reset: value("reset").as_deref() == Some("1"),
         })
     }
@@ -63,8 +53,6 @@ mod tests {
                        pilotlight.stamp=feed.10.2026.11.21.14.49.29\n";
         let booted = Booted::parse(cmdline).expect("GRUB was there");
         assert_eq!((booted.target, booted.why, booted.tries), (Target::Slot(Slot::B), Why::Pending, 2));
-        assert_eq!(booted.part.as_deref(), Some("0e53-21e3"));
-        assert_eq!(booted.stamp.as_deref(), Some("feed.10.2026.11.21.14.49.29"));
         assert!(!booted.reset);
     }
 

@@ -158,8 +158,7 @@ fn grub(state: &State, takes: [bool; 2]) -> (Vec<State>, Vec<Choice>, State) {
 
 /// init's part: the states a cut may leave, then the settled state.
 fn init(state: &State, choice: Choice) -> (Vec<State>, State) {
-    let booted =
-        Booted { target: choice.target, why: choice.why, tries: choice.tries, part: None, stamp: None, reset: false };
+    let booted = Booted { target: choice.target, why: choice.why, tries: choice.tries, reset: false };
     let mut left = Vec::new();
     let mut now = state.clone();
     let mut step = |now: &mut State, states: Vec<State>| {
@@ -190,8 +189,7 @@ fn init(state: &State, choice: Choice) -> (Vec<State>, State) {
 
 /// What a person may do on a healthy box: update, give up a trial, ask for recovery.
 fn operations(state: &State, choice: Choice) -> Vec<State> {
-    let booted =
-        Booted { target: choice.target, why: choice.why, tries: choice.tries, part: None, stamp: None, reset: false };
+    let booted = Booted { target: choice.target, why: choice.why, tries: choice.tries, reset: false };
     let Some((_, commit)) = state.records.commit() else { return Vec::new() };
     let version = Version::parse("1.2.3").expect("SemVer");
     let mut next = store_commit(state, &want_recovery(commit, true).expect("the sequence is small"));

@@ -129,7 +129,7 @@ pub fn step(sectors: &mut impl Sectors, number: u32, dice: &mut Dice) -> Step {
     let standing = found.commit().expect("it was stored").1.clone();
     let slot = if standing.pending && dice.below(2) == 0 { standing.slot.other() } else { standing.slot };
     let why = if slot == standing.slot { Why::Committed } else { Why::Pending };
-    let booted = Booted { target: Target::Slot(slot), why, tries: 1, part: None, stamp: None, reset: false };
+    let booted = Booted { target: Target::Slot(slot), why, tries: 1, reset: false };
     let version = Version::parse(&format!("1.0.{number}")).expect("SemVer");
     let next = match dice.below(6) {
         0 => change::pending(&standing, &booted, &version, Needs::Omni, false).ok(),
