@@ -14,7 +14,9 @@ use nix::mount::MsFlags;
 
 use super::log::{Level, Log};
 use super::volume;
-use crate::supervise::storage::{Action, Cause, Check, Content, Event, LOOKED_AT, Preparation, Refusal, erasure};
+use crate::supervise::storage::{
+    Action, Cause, Check, Content, Event, LOOKED_AT, Preparation, Refusal, copies, erasure,
+};
 use crate::sys::{block, mount};
 use crate::time::Uptime;
 
@@ -25,6 +27,10 @@ const ERASE_LIMIT: Duration = Duration::from_secs(600);
 /// How much of the memory may take its place.
 const MEMORY: &str = "mode=0755,size=25%";
 const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NOATIME);
+/// Where the superblock lies, in octets.
+const SUPERBLOCK: u64 = 1024;
+/// The code of an e2fsck that found nothing to begin with (an "operational error", and no other bit).
+const NOT_BEGUN: i32 = 8;
 /// A file system of at least this many octets less than its partition grows (as partitions do).
 const LEAST_GROWTH: u64 = 8 << 20;
 
@@ -118,17 +124,34 @@ fn make(partition: &Path, log: &Log) -> bool {
 }
 
 fn run_check(partition: &Path, check: Check, log: &Log) -> Option<i32> {
-    let (argument, what) = match check {
-        Check::Safe => ("-p", "what is safe to repair"),
-        Check::Everything => ("-y", "everything"),
+    let what = match check {
+        Check::Safe => "what is safe to repair",
+        Check::Everything => "everything",
+        Check::Copies => "everything, by other copies of the superblock",
     };
     log.line(Level::Warning, &format!("checks the data partition: {what}"));
-    let code = run("e2fsck", &[argument, "-f"], partition, log);
+    let code = match check {
+        Check::Safe => run("e2fsck", &["-p", "-f"], partition, log),
+        Check::Everything => run("e2fsck", &["-y", "-f"], partition, log),
+        Check::Copies => check_by_copies(partition, log),
+    };
     log.line(
         Level::Warning,
         &code.map_or("the check was cut short".into(), |code| format!("the check ends with {code}")),
     );
     code
+}
+
+/// Checks by the first copy of the superblock that e2fsck can begin with.
+fn check_by_copies(partition: &Path, log: &Log) -> Option<i32> {
+    let mut superblock = [0; 1024];
+    let read = File::open(partition).and_then(|disk| disk.read_exact_at(&mut superblock, SUPERBLOCK));
+    let Some((blocks, size)) = read.ok().and_then(|()| copies(&superblock)) else { return Some(NOT_BEGUN) };
+    let by = |block: u64| {
+        let [block, size] = [block, size].map(|number| number.to_string());
+        run("e2fsck", &["-y", "-f", "-b", &block, "-B", &size], partition, log)
+    };
+    blocks.into_iter().map(by).find(|code| *code != Some(NOT_BEGUN)).unwrap_or(Some(NOT_BEGUN))
 }
 
 fn run(program: &str, arguments: &[&str], partition: &Path, log: &Log) -> Option<i32> {
@@ -163,7 +186,7 @@ fn grow(partition: &Path, log: &Log) -> io::Result<()> {
     let now = nix::sys::statvfs::statvfs(DATA)?;
     // The superblock, since statvfs leaves out what the file system needs for itself.
     let mut superblock = [0; 1024];
-    File::open(partition)?.read_exact_at(&mut superblock, 1024)?;
+    File::open(partition)?.read_exact_at(&mut superblock, SUPERBLOCK)?;
     let word = |at: usize| {
         u64::from(u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]]))
     };

@@ -52,6 +52,8 @@ pub enum Check {
     Safe,
     /// Whatever it takes (`-y`).
     Everything,
+    /// The same, by one of the superblock's [`copies`].
+    Copies,
 }
 
 /// Why a file system is made.
@@ -142,10 +144,13 @@ enum Tried {
     Nothing,
     Safe,
     Everything,
+    Again,
+    Copies,
+    AfterCopies,
     Made,
 }
 
-/// The way from a partition to a mounted file system. Each remedy is tried once, so that it ends.
+/// The way from a partition to a mounted file system. No remedy is tried without end.
 #[derive(Clone, Debug, Default)]
 pub struct Preparation {
     tried: Tried,
@@ -161,7 +166,7 @@ impl Preparation {
             Event::Erased(false) => Action::UseMemory(Degraded::NotErased),
             Event::Looked { content: Content::Blank, .. } => self.make(Cause::FirstBoot),
             Event::Looked { content: Content::Unreadable, .. } => Action::UseMemory(Degraded::Unreadable),
-            Event::Looked { content: Content::Faulty | Content::Unknown, .. } => self.check(Check::Safe),
+            Event::Looked { content: Content::Faulty | Content::Unknown, .. } => self.check(Tried::Safe, Check::Safe),
             Event::Looked { content: Content::Clean, .. } => Action::Mount,
             Event::Mounted(Ok(())) => Action::Grow,
             // Nothing that is done to the file system helps, and making it anew would cost the data.
@@ -179,23 +184,38 @@ impl Preparation {
         Action::Make(cause)
     }
 
-    fn check(&mut self, check: Check) -> Action {
-        self.tried = match check {
-            Check::Safe => Tried::Safe,
-            Check::Everything => Tried::Everything,
-        };
+    fn check(&mut self, tried: Tried, check: Check) -> Action {
+        self.tried = tried;
         Action::Check(check)
     }
 
     /// The next stronger remedy.
     fn worse(&mut self) -> Action {
         match self.tried {
-            Tried::Nothing => self.check(Check::Safe),
-            Tried::Safe => self.check(Check::Everything),
-            Tried::Everything => self.make(Cause::DataLost),
+            Tried::Nothing => self.check(Tried::Safe, Check::Safe),
+            Tried::Safe => self.check(Tried::Everything, Check::Everything),
+            // With a torn superblock, as a power cut in a growth may leave it, e2fsck plays back the journal, which mends it,
+            // and gives up; the next one finds all that was there.
+            Tried::Everything => self.check(Tried::Again, Check::Everything),
+            // The same cut may have torn the only copy that e2fsck looks for by itself.
+            Tried::Again => self.check(Tried::Copies, Check::Copies),
+            Tried::Copies => self.check(Tried::AfterCopies, Check::Everything),
+            Tried::AfterCopies => self.make(Cause::DataLost),
             Tried::Made => Action::UseMemory(Degraded::NotMounted),
         }
     }
+}
+
+/// Where a superblock's file system has copies of it, in blocks, and the size of a block in octets: those at the beginning of
+/// the groups 3, 5 and 7 (`sparse_super`), where few writes of one moment come by. `None` where it can't be one. It may be
+/// torn: of its first sector nothing changes that is read here (super.rst, as for [`Content::of`]).
+pub fn copies(superblock: &[u8]) -> Option<([u64; 3], u64)> {
+    let word = |at| Some(u64::from(u32::from_le_bytes(*superblock.get(at..)?.first_chunk()?)));
+    let (first, size, group) = (word(20)?, word(24)?, word(32)?);
+    if superblock.get(56..58) != Some(&[0x53, 0xef]) || first > 1 || size > 6 || group == 0 {
+        return None;
+    }
+    Some(([3, 5, 7].map(|number| first + number * group), 1024 << size))
 }
 
 /// Octets that are erased at a time.
@@ -240,7 +260,7 @@ mod tests {
         let mut preparation = preparation.clone();
         let action = preparation.on(event);
         path.push(action);
-        assert!(path.len() < 12, "it does not end: {path:?}");
+        assert!(path.len() < 18, "it does not end: {path:?}");
         let answers = answers(action);
         if answers.is_empty() {
             visit(path);
@@ -264,6 +284,7 @@ mod tests {
                     if let Some(at) = path.iter().position(|action| *action == Action::Make(Cause::DataLost)) {
                         let before = &path[..at];
                         assert!(before.contains(&Action::Check(Check::Safe)), "{path:?}");
+                        assert!(before.contains(&Action::Check(Check::Copies)), "{path:?}");
                         assert_eq!(
                             before.last().filter(|last| **last != Action::Mount).unwrap_or(&before[before.len() - 2]),
                             &Action::Check(Check::Everything),
@@ -278,6 +299,37 @@ mod tests {
             }
         }
         assert!(ends > 100, "{ends}");
+    }
+
+    #[test]
+    fn what_a_check_plays_back_is_checked_again() {
+        let mut preparation = Preparation::default();
+        assert_eq!(preparation.on(Event::Looked { content: Content::Clean, reset: false }), Action::Mount);
+        assert_eq!(preparation.on(Event::Mounted(Err(Refusal::Damaged))), Action::Check(Check::Safe));
+        for check in [Check::Everything, Check::Everything, Check::Copies, Check::Everything] {
+            assert_eq!(preparation.on(Event::Checked(Some(12))), Action::Check(check));
+        }
+        assert_eq!(preparation.clone().on(Event::Checked(Some(1))), Action::Mount);
+        assert_eq!(preparation.on(Event::Checked(Some(12))), Action::Make(Cause::DataLost));
+    }
+
+    #[test]
+    fn copies_of_the_superblock_are_where_sparse_super_puts_them() {
+        let superblock = |first: u8, size: u8, group: u32| {
+            let mut octets = [0; 1024];
+            (octets[20], octets[24]) = (first, size);
+            octets[32..36].copy_from_slice(&group.to_le_bytes());
+            octets[56..58].copy_from_slice(&[0x53, 0xef]);
+            octets
+        };
+        // As `mke2fs -n` tells for 64 MiB and for a GiB.
+        assert_eq!(copies(&superblock(1, 0, 8192)), Some(([24_577, 40_961, 57_345], 1024)));
+        assert_eq!(copies(&superblock(0, 2, 32_768)), Some(([98_304, 163_840, 229_376], 4096)));
+        for none in [superblock(2, 0, 8192), superblock(1, 7, 8192), superblock(1, 0, 0), [0; 1024]] {
+            assert_eq!(copies(&none), None);
+        }
+        assert_eq!(copies(&superblock(0, 6, u32::MAX)).map(|(_, size)| size), Some(65_536));
+        assert_eq!(copies(&[]), None);
     }
 
     #[test]
