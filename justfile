@@ -30,7 +30,7 @@ lab *ARGS:
 soak:
     PROPTEST_CASES=20000 cargo test --lib
     cargo run --release -- lab --machines 200 --once --timeout 2m
-    cargo run --release -- lab --machines 50 --once --kill-provider-every 3s
+    cargo run --release -- lab --machines 50 --once --kill-provider-every 7s
     cargo run --release -- lab --machines 50 --once --chaos --timeout 5m
     PILOTLIGHT_SOAK=1 cargo test --test it -- kill:: net::trial update::
     board/build-image

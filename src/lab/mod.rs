@@ -55,7 +55,8 @@ pub struct Args {
     /// Address and port of the status page; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT")]
     pub page: SocketAddr,
-    /// Kill the provider with SIGKILL about this often and start it again
+    /// Kill the provider with SIGKILL about this often and start it again. After each start it waits 5 s for the agents
+    /// before it reboots a machine, so that in shorter lives it may never get there
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     pub kill_provider_every: Option<Duration>,
     /// Have every fault that the lab knows, at random; the seed repeats it. With --once the storm ends after a third of
