@@ -18,6 +18,7 @@ use pilotlight::slots::{
 use pilotlight::supervise::disk::Origin;
 
 use super::peers;
+use super::power_cuts::Dice;
 
 /// The first sector of the `state` partition.
 const STATE: u64 = 8192;
@@ -211,22 +212,6 @@ fn check(bench: &Bench, case: &Case) {
     }
 }
 
-/// Numbers that look random and are the same at each run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    fn flip(&mut self) -> bool {
-        self.below(2) == 0
-    }
-}
-
 const GARBAGE: [u8; SECTOR] = [0; SECTOR];
 
 /// The whole table: each commit record × each try record × what loads.
@@ -260,11 +245,11 @@ fn damaged(count: u64) -> Vec<Case> {
     for _ in 0..count {
         let commit = |dice: &mut Dice| {
             let commit = Commit {
-                sequence: [1, 9, 10, 99, 100, Commit::LAST][usize::try_from(dice.below(6)).expect("small")],
-                slot: if dice.flip() { Slot::B } else { Slot::A },
-                pending: dice.flip(),
-                mark: [None, Some(5), Some(6)][usize::try_from(dice.below(3)).expect("small")],
-                peer_good: dice.flip(),
+                sequence: [1, 9, 10, 99, 100, Commit::LAST][dice.below(6)],
+                slot: if dice.below(2) == 0 { Slot::B } else { Slot::A },
+                pending: dice.below(2) == 0,
+                mark: [None, Some(5), Some(6)][dice.below(3)],
+                peer_good: dice.below(2) == 0,
                 want_recovery: dice.below(4) == 0,
                 ..Commit::first(Version::parse("1.2.3-rc.1"))
             };
@@ -296,13 +281,13 @@ fn garbled(dice: &mut Dice, mut sector: [u8; SECTOR]) -> [u8; SECTOR] {
         1 => [0xff; SECTOR],
         2 => {
             // Torn within the sector, which no disk should do.
-            let from = usize::try_from(dice.below(120)).expect("small");
+            let from = dice.below(120);
             sector[from..].fill(b'#');
             sector
         }
         3 | 4 => {
-            let at = usize::try_from(25 + dice.below(100)).expect("small");
-            sector[at] = b"0519ab=\n\\#xz"[usize::try_from(dice.below(12)).expect("small")];
+            let at = 25 + dice.below(100);
+            sector[at] = b"0519ab=\n\\#xz"[dice.below(12)];
             sector
         }
         _ => sector,
