@@ -148,12 +148,9 @@ fn the_programs_are_compiled_as_for_image_dev() {
     let profile = |name: &str| manifest.split(&format!("[profile.{name}]\n")).nth(1).expect("the profile").to_owned();
     let package = read("buildroot/package/pilotlight/pilotlight.mk");
     let package = package.split("HOST_PILOTLIGHT").next().unwrap();
-    for (section, key) in [
-        ("appliance", "opt-level"),
-        ("appliance", "lto"),
-        ("appliance", "codegen-units"),
-        ("release", "overflow-checks"),
-    ] {
+    for (section, key) in
+        [("release", "opt-level"), ("appliance", "lto"), ("appliance", "codegen-units"), ("release", "overflow-checks")]
+    {
         let variable = format!("\tCARGO_PROFILE_RELEASE_{}", key.to_uppercase().replace('-', "_"));
         let ours = value(package, &variable).trim_end_matches([' ', '\\']).to_owned();
         assert_eq!(ours, value(&profile(section), key), "{key}");
