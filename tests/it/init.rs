@@ -119,7 +119,7 @@ impl Drop for Running {
     }
 }
 
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Uptime::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Uptime::now() < end, "waited too long until {what}");
@@ -209,12 +209,17 @@ impl Running {
         fs::write(self.dir.path().join("box/record").join(name), "").unwrap();
     }
 
-    /// The process of a service, by what init said last of it.
+    /// The process of a service, by what init said last of it. Waits for one that is being started again.
     pub fn pid(&self, service: &str) -> Pid {
         let text = format!("{service}: runs as ");
-        let log = self.log();
-        let line = log.iter().rev().find(|line| line.contains(&text)).unwrap_or_else(|| panic!("{log:#?}"));
-        self.outer(line.rsplit(' ').next().unwrap())
+        let mut found = None;
+        wait_until(&format!("{service} runs"), || {
+            let log = self.log();
+            let inner = log.iter().rev().find_map(|line| line.split_once(&text).map(|(_, inner)| inner));
+            found = inner.and_then(|inner| self.outer(inner));
+            found.is_some()
+        });
+        found.unwrap()
     }
 
     fn record(&self) -> Vec<String> {
@@ -242,14 +247,14 @@ impl Running {
         Pid::from_raw(own()[0])
     }
 
-    /// The process that PID 1 calls `inner`, as it is called out here.
-    pub fn outer(&self, inner: &str) -> Pid {
+    /// The process that PID 1 calls `inner`, as it is called out here; none once it has ended.
+    pub fn outer(&self, inner: &str) -> Option<Pid> {
         let found = children(self.init().as_raw()).into_iter().find(|pid| {
             lines(Path::new(&format!("/proc/{pid}/status")))
                 .iter()
                 .any(|line| line.starts_with("NSpid:") && line.split_whitespace().next_back() == Some(inner))
         });
-        Pid::from_raw(found.unwrap())
+        found.map(Pid::from_raw)
     }
 
     /// Sends PID 1 a signal that ends the box, and awaits that.
@@ -353,7 +358,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
 
     // The one that is killed comes back after its pause, and alone.
     let first = log[started("tftp")].rsplit(' ').next().unwrap().to_owned();
-    kill(running.outer(&first), Signal::SIGKILL).unwrap();
+    kill(running.outer(&first).unwrap(), Signal::SIGKILL).unwrap();
     running.wait_for_log("tftp: ended by signal 9; starts again in ");
     wait_until("tftp runs again", || running.record().iter().filter(|line| line.contains("service tftp")).count() == 2);
     let log = running.log();

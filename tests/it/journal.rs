@@ -91,9 +91,7 @@ impl TheBox {
 
     /// The journal's process, as it is called out here.
     fn journal(&self) -> nix::unistd::Pid {
-        let log = self.0.log();
-        let line = log.iter().rev().find(|line| line.contains("journal: runs as ")).unwrap();
-        self.0.outer(line.rsplit(' ').next().unwrap())
+        self.0.pid("journal")
     }
 }
 
