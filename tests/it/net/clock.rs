@@ -21,7 +21,8 @@ async fn the_time_comes_from_the_server_that_dhcp_names() {
     site.start_net();
     let status = site.until("a known time", |status| status.clock.synchronised).await;
     assert!(status.clock.source.starts_with("1 of 1 time servers"), "{:?}", status.clock);
-    assert_eq!(status.clock.offset_ms, 0, "one machine, one clock");
+    // One machine, one clock; a busy one has the answer wait on one of its ways.
+    assert!(status.clock.offset_ms.abs() < 500, "{:?}", status.clock);
     assert!(status.clock.source.contains("can't be set"), "without CAP_SYS_TIME: {:?}", status.clock);
 }
 
