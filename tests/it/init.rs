@@ -73,11 +73,14 @@ pub fn service(besides: &str) -> String {
     SERVICE.replace("{}", besides)
 }
 
-/// Its parent is gone at once: an orphan for PID 1.
+/// An orphan for PID 1: it lives until its parent is gone, which else would be the one to reap it.
 const ORPHAN: &str = r#"
 if ($name eq "web") {
     $SIG{CHLD} = 'IGNORE';
-    if (!fork()) { exec("/bin/sleep", "0") if !fork(); exit; }
+    if (!fork()) {
+        if (!fork()) { select(undef, undef, undef, 0.01) while getppid() != 1; }
+        exit;
+    }
 }
 "#;
 
@@ -239,6 +242,13 @@ impl Running {
         }
     }
 
+    /// By init's word, which comes after theirs.
+    pub fn wait_until_all_are_ready(&self) {
+        for name in NAMES {
+            self.wait_for_log(&format!("{name}: is ready after "));
+        }
+    }
+
     /// PID 1 of the box, as it is called out here.
     pub fn init(&self) -> Pid {
         let own = || children(self.unshare.id() as i32);
@@ -296,17 +306,14 @@ pub fn host_mounts() -> Vec<String> {
     mounts
 }
 
-const NAMES: [&str; 10] =
+pub const NAMES: [&str; 10] =
     ["net", "store", "images", "provider", "dhcp", "tftp", "settings", "web", "console", "update"];
 
 #[test]
 fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     let before = host_mounts();
     let Some(mut running) = Running::scripted(true) else { return };
-    wait_until("all services run", || {
-        running.record().iter().filter(|line| line.starts_with("start")).count() == NAMES.len()
-    });
-
+    running.wait_until_all_are_ready();
     let log = running.log();
     let started = |name: &str| position(&log, &format!("{name}: runs as "));
     let ready = |name: &str| position(&log, &format!("{name}: is ready after "));
@@ -357,8 +364,7 @@ fn pid_1_starts_confines_restarts_reaps_and_stops_in_order() {
     }
 
     // The one that is killed comes back after its pause, and alone.
-    let first = log[started("tftp")].rsplit(' ').next().unwrap().to_owned();
-    kill(running.outer(&first).unwrap(), Signal::SIGKILL).unwrap();
+    kill(running.pid("tftp"), Signal::SIGKILL).unwrap();
     running.wait_for_log("tftp: ended by signal 9; starts again in ");
     wait_until("tftp runs again", || running.record().iter().filter(|line| line.contains("service tftp")).count() == 2);
     let log = running.log();
