@@ -63,6 +63,8 @@ pub use sticks::{ARGUMENT as STICKS, plugged};
 
 /// How long the disks may take at the end.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
+/// A machine that runs wakes PID 1 sooner than that after its time.
+const LATE: Duration = Duration::from_secs(1);
 /// Faults that are kept for the page; the log has all.
 const MAX_FAULTS: usize = 32;
 /// How the fault begins that is none any more when the hardware watchdog comes.
@@ -170,7 +172,9 @@ impl Init {
         self.feed(Event::Boot);
         crash::open_log();
         loop {
-            self.wait(&signals)?;
+            if let Some(time) = self.wait(&signals)? {
+                self.feed(Event::StoodStill(time));
+            }
             self.feed_watchdog();
             while let Some(signal) = signals.next()? {
                 if let Some(ending) = ending(signal) {
@@ -204,8 +208,8 @@ impl Init {
         }
     }
 
-    /// Waits until something has to be looked at.
-    fn wait(&self, signals: &Signals) -> io::Result<()> {
+    /// Waits until something has to be looked at; returns for how long PID 1 did not run if it was woken much too late.
+    fn wait(&self, signals: &Signals) -> io::Result<Option<Duration>> {
         let now = Uptime::now();
         let mut descriptors = vec![signals.as_fd()];
         descriptors.extend(self.control.iter().flat_map(control::Control::descriptors));
@@ -219,7 +223,9 @@ impl Init {
         ];
         let sources = self.sources.iter().filter_map(|source| source.deadline(now));
         let first = deadlines.into_iter().flatten().chain(sources).min();
-        wait::readable(&descriptors, first.map(|deadline| deadline.since(now)))
+        wait::readable(&descriptors, first.map(|deadline| deadline.since(now)))?;
+        let woken = Uptime::now();
+        Ok(first.filter(|deadline| woken.since(*deadline) >= LATE).map(|_| woken.since(now)))
     }
 
     /// That this is called shows that the loop turns.

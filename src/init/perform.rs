@@ -307,6 +307,10 @@ impl Init {
             Report::Slow { service } => {
                 (Level::Warning, format!("{service}: is not ready yet; the others go on without"))
             }
+            Report::StoodStill(time) => (
+                Level::Warning,
+                format!("the machine stood still for {:.1} s: no service is blamed for that", time.as_secs_f64()),
+            ),
             Report::Hung { service, pid } => (Level::Error, format!("{service}: {pid} hangs and is killed")),
             Report::Restarting { service, exit, pause, degraded } => {
                 let how = exit.map_or_else(|| "did not start".to_owned(), |exit| format!("ended by {exit}"));

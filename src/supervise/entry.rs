@@ -26,6 +26,7 @@ pub(super) enum State {
     Starting,
     Running {
         pid: i32,
+        /// When it was started; later by what the machine stood still since.
         since: Uptime,
         ready: Ready,
         /// When it last said that it is well; at first, when it was started.
@@ -160,6 +161,15 @@ impl Entry {
         if notice.broken {
             let pid = *pid;
             self.abort(now, pid, actions);
+        }
+    }
+
+    /// It could not run for so long, nor say anything: what it had left of its time, it has now.
+    pub(super) fn stood_still(&mut self, time: Duration) {
+        let State::Running { since, ready, heard, .. } = &mut self.state else { return };
+        (*since, *heard) = (*since + time, *heard + time);
+        if let Ready::Awaited(until) = ready {
+            *until = *until + time;
         }
     }
 

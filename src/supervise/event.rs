@@ -173,6 +173,8 @@ pub enum Event {
         /// What for.
         wish: Wish,
     },
+    /// PID 1 was woken much later than it had asked for: all of the machine may have stood still, for so long.
+    StoodStill(Duration),
     /// [`Supervisor::deadline`](super::Supervisor::deadline) has come.
     Deadline,
     /// Someone who may asks for the end.
@@ -301,6 +303,8 @@ pub enum Report {
         /// Which.
         service: &'static str,
     },
+    /// The machine stood still for so long, and no service is blamed for its silence meanwhile.
+    StoodStill(Duration),
     /// A service is silent for longer than its watchdog allows, and is killed.
     Hung {
         /// Which.

@@ -155,6 +155,10 @@ impl Supervisor {
             Event::Preparing(pid) => self.preparing = pid,
             Event::ChildExited { pid, .. } if self.preparing == Some(pid) => self.prepared(&mut actions),
             Event::ChildExited { pid, exit, jitter } => self.child_exited(now, pid, exit, jitter, &mut actions),
+            Event::StoodStill(time) => {
+                self.entries.iter_mut().for_each(|entry| entry.stood_still(time));
+                actions.push(Action::Report(Report::StoodStill(time)));
+            }
             Event::ChildrenGone | Event::Deadline => {}
             Event::RestartRequested(service) => {
                 if let Some(entry) = self.entry(service)

@@ -249,6 +249,12 @@ impl Play {
             ["exit-of-pid", pid, how @ ..] => {
                 Event::ChildExited { pid: pid.parse().unwrap(), exit: self.exit(how), jitter: 128 }
             }
+            // Nobody says anything meanwhile.
+            ["stood-still", secs] => {
+                let time = Duration::from_secs(secs.parse().unwrap());
+                self.now = self.now + time;
+                Event::StoodStill(time)
+            }
             ["children-gone"] => Event::ChildrenGone,
             ["deadline"] => {
                 let begin = self.now;
@@ -331,6 +337,7 @@ fn said(report: &Report) -> String {
         Report::Running { service, pid } => format!("{service} runs as {pid}"),
         Report::Ready { service, after } => format!("{service} is ready after {:.3} s", after.as_secs_f64()),
         Report::Slow { service } => format!("{service} is not ready yet"),
+        Report::StoodStill(time) => format!("the machine stood still for {:.3} s", time.as_secs_f64()),
         Report::Hung { service, pid } => format!("{service} hangs as {pid}"),
         Report::StaysUp { service, refusal } => format!("no reboot for {service}: {refusal}"),
         Report::Stray { pid, exit } => format!("stray {pid} ended by {exit}"),
@@ -397,6 +404,11 @@ fn those_that_depend_on_a_service_wait_for_it_to_be_ready_and_not_for_ever() {
 #[test]
 fn a_service_that_is_silent_is_aborted_killed_and_started_again() {
     plays_as_written("hang.txt");
+}
+
+#[test]
+fn nobody_is_killed_for_what_the_machine_stood_still() {
+    plays_as_written("stood_still.txt");
 }
 
 #[test]

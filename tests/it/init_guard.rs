@@ -1,10 +1,11 @@
 //! The real `init` guards its services: those that hang, those that lie, and those that try what they may not.
 
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::init::{Program, Running, Setup, position, service, wait_until};
+use crate::init::{NAMES, Program, Running, Setup, position, service, wait_until};
 use crate::peers;
 
 fn start(besides: &str, arguments: &[&str]) -> Option<Running> {
@@ -27,6 +28,27 @@ fn a_service_that_is_stopped_in_its_tracks_is_killed_and_started_again() {
     });
     let log = running.log();
     assert_eq!(log.iter().filter(|line| line.contains("hangs")).count(), 1, "the others are left alone: {log:#?}");
+    running.end(Signal::SIGTERM);
+}
+
+#[test]
+fn a_machine_that_stood_still_has_nobody_killed() {
+    let Some(mut running) = start("", &["pilotlight.service-watchdog=3"]) else { return };
+    running.wait_until_all_are_ready();
+    let (init, services) = (running.init(), NAMES.map(|name| running.pid(name)));
+    let all = |signal| services.into_iter().for_each(|pid| kill(pid, signal).unwrap());
+    kill(init, Signal::SIGSTOP).unwrap();
+    all(Signal::SIGSTOP);
+    // Longer than any of them may be silent; then PID 1 is the first to run again.
+    std::thread::sleep(Duration::from_secs(6));
+    kill(init, Signal::SIGCONT).unwrap();
+    running.wait_for_log("the machine stood still for ");
+    all(Signal::SIGCONT);
+    // Who stands still alone hangs, as before.
+    kill(running.pid("tftp"), Signal::SIGSTOP).unwrap();
+    running.wait_for_log("tftp: ended by signal 9; starts again in ");
+    let log = running.log();
+    assert_eq!(log.iter().filter(|line| line.contains("hangs")).count(), 1, "{log:#?}");
     running.end(Signal::SIGTERM);
 }
 

@@ -5,6 +5,7 @@
 //! | --- | --- | --- |
 //! | kill -9 of a service | `init.rs`, `init_control.rs`, `init_services.rs` | back after its pause, alone; the page: "restarted once after signal 9" (`app::peers`) |
 //! | kill -STOP | `init_guard.rs`: stopped in its tracks | "hangs and is killed", starts again; the page as above |
+//! | all of the machine stands still | `init_guard.rs`: a machine that stood still | the log: "the machine stood still"; nobody is killed for it |
 //! | out of memory | `init_machine.rs`: memory is limited | "ended by lack of memory", starts again; the others are left alone |
 //! | a critical service that stays broken | `tests/golden/init/critical.txt`, `budget.txt`, `budget_disk.txt` | three reboots in a row at most, then recovery, or the box stays up and says why |
 //! | ENOSPC | here: a full data partition | the page: "the data partition is full"; no reboot |
