@@ -15,9 +15,18 @@ const SLOT: u64 = 40_000_000;
 /// Most octets of memory that all programs of an idle box hold.
 const MEMORY: u64 = 64_000_000;
 /// Most octets that an idle box writes to its disk in a day.
-pub const A_DAY: u64 = 1_000_000;
+const A_DAY: u64 = 1_000_000;
+/// Most flushes that an idle box asks of its disk in a minute.
+const A_MINUTE: u64 = 3;
 /// Seconds of a day.
 const DAY: u64 = 86_400;
+
+/// What a machine has asked of its own disk so far.
+pub struct Disk {
+    /// Octets.
+    written: u64,
+    flushes: u64,
+}
 
 /// Prints the size of what a slot holds, and holds it to its budget.
 pub fn slot() {
@@ -54,15 +63,22 @@ pub fn memory(who: &str, status: &Value) {
     assert!(anonymous + mapped <= MEMORY, "programs hold more than {MEMORY} octets of memory");
 }
 
-/// Prints what was written within so many seconds, scaled to a day, and returns that.
-pub fn writes(who: &str, octets: u64, seconds: u64) -> u64 {
-    let a_day = octets.saturating_mul(DAY) / seconds.max(1);
+/// Prints what an idle box asked of its disk within so many seconds, and holds it to its budgets.
+///
+/// # Errors
+///
+/// It asked for more.
+pub fn rest(who: &str, before: &Disk, after: &Disk, seconds: u64) -> anyhow::Result<()> {
+    let (written, flushes) = (after.written - before.written, after.flushes - before.flushes);
+    let a_day = written.saturating_mul(DAY) / seconds.max(1);
     peers::say(&format!(
-        "appliance: {who}: {octets} octets written in {seconds} s: {} MB a day of {}",
+        "appliance: {who}: {written} octets written and {flushes} flushes in {seconds} s: {} MB a day of {}",
         megabytes(a_day),
         megabytes(A_DAY)
     ));
-    a_day
+    anyhow::ensure!(a_day <= A_DAY, "{a_day} octets a day");
+    anyhow::ensure!(flushes <= A_MINUTE * seconds.div_ceil(60), "{flushes} flushes in {seconds} s");
+    Ok(())
 }
 
 /// With one digit behind the point.
@@ -70,12 +86,12 @@ fn megabytes(octets: u64) -> String {
     format!("{}.{}", octets / 1_000_000, octets / 100_000 % 10)
 }
 
-/// Octets that the machine has written to its own disk, by QEMU's count; `socket` is its monitor's (QMP).
+/// By QEMU's count; `socket` is its monitor's (QMP).
 ///
 /// # Errors
 ///
-/// The socket's, and an answer without the figure.
-pub fn written(socket: &Path) -> anyhow::Result<u64> {
+/// The socket's, and an answer without the figures.
+pub fn disk(socket: &Path) -> anyhow::Result<Disk> {
     let mut socket = BufReader::new(UnixStream::connect(socket)?);
     let mut ask = |command: &str| -> anyhow::Result<Value> {
         writeln!(socket.get_mut(), "{}", json!({ "execute": command }))?;
@@ -94,5 +110,6 @@ pub fn written(socket: &Path) -> anyhow::Result<u64> {
     let answer = ask("query-blockstats")?;
     let devices = answer["return"].as_array().context("a list of devices")?;
     let own = devices.iter().find(|device| device["device"] == "own").context("the own disk")?;
-    own["stats"]["wr_bytes"].as_u64().context("a figure")
+    let figure = |name: &str| own["stats"][name].as_u64().with_context(|| format!("no {name} in {own}"));
+    Ok(Disk { written: figure("wr_bytes")?, flushes: figure("flush_operations")? })
 }

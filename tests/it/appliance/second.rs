@@ -139,13 +139,11 @@ fn rest(stage: &mut Stage<'_>, rack: &Rack, address: &str) -> anyhow::Result<()>
         |site: &Site| Ok::<_, anyhow::Error>(api_status(site, address)?["appliance"]["uptime"].as_u64().unwrap_or(0));
     let start = uptime(stage.site)?;
     stage.until("what followed is on the disk", |stage| Ok(uptime(stage.site)? >= start + SETTLED))?;
-    let (from, before) = (uptime(stage.site)?, meter::written(&rack.monitor())?);
+    let (from, before) = (uptime(stage.site)?, meter::disk(&rack.monitor())?);
     stage.until("it had nothing to do", |stage| Ok(uptime(stage.site)? >= from + MEASURED))?;
-    let (to, after) = (uptime(stage.site)?, meter::written(&rack.monitor())?);
+    let (to, after) = (uptime(stage.site)?, meter::disk(&rack.monitor())?);
     meter::memory(stage.timeline.name, &api_status(stage.site, address)?);
-    let a_day = meter::writes("idle, set up, one machine ready", after - before, to - from);
-    ensure!(a_day <= meter::A_DAY, "{a_day} octets are written a day");
-    Ok(())
+    meter::rest("idle, set up, one machine ready", &before, &after, to - from)
 }
 
 /// Puts a configuration where a person would, into the image's own partition.
