@@ -197,7 +197,6 @@ fn a_stick_that_is_plugged_in_later_is_offered_until_it_is_pulled() {
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().unwrap();
         assert!(output.status.success(), "{program}: {output:?}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let path = stick.display().to_string();
     run("mkfs.vfat", &["-C", &path, "65536"]);
@@ -215,10 +214,15 @@ fn a_stick_that_is_plugged_in_later_is_offered_until_it_is_pulled() {
     tell_qemu(&socket, &format!("{{\"execute\":\"device_add\",\"arguments\":{{{plug}}}}}"));
     browser.until("/update", "", lies_there);
     machine.says("from-a-stick");
+    let reported = || {
+        let report = Command::new("mtype").args(["-i", &path, "::pilotlight-report.txt"]).output().unwrap();
+        String::from_utf8_lossy(&report.stdout).contains("hostname = from-a-stick")
+    };
+    // It comes last; who pulls the stick earlier goes without.
+    machine.reaches("a report on the stick", reported);
     tell_qemu(&socket, "{\"execute\":\"device_del\",\"arguments\":{\"id\":\"one\"}}");
     browser.until("/update", "", |answer| answer.contains(" 200 ") && !lies_there(answer));
     machine.expect_no_log("DEGRADED");
     drop(machine);
-    let report = run("mtype", &["-i", &path, "::pilotlight-report.txt"]);
-    assert!(report.contains("hostname = from-a-stick"), "{report}");
+    assert!(reported());
 }
