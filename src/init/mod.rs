@@ -48,7 +48,7 @@ use crate::supervise::install::Ask;
 use crate::supervise::memory::Memory;
 use crate::supervise::services::SERVICES;
 use crate::supervise::slots::Wish;
-use crate::supervise::{Ending, Event, Exit, Place, Supervisor, Why};
+use crate::supervise::{Ending, Event, Exit, Place, Supervisor, Why, stood_still};
 use crate::sys::process::Reaped;
 use crate::sys::signal::Signals;
 use crate::sys::{crash, power, process, wait};
@@ -63,8 +63,6 @@ pub use sticks::{ARGUMENT as STICKS, plugged};
 
 /// How long the disks may take at the end.
 const SYNC_LIMIT: Duration = Duration::from_secs(30);
-/// A machine that runs wakes PID 1 sooner than that after its time.
-const LATE: Duration = Duration::from_secs(1);
 /// Faults that are kept for the page; the log has all.
 const MAX_FAULTS: usize = 32;
 /// How the fault begins that is none any more when the hardware watchdog comes.
@@ -208,7 +206,7 @@ impl Init {
         }
     }
 
-    /// Waits until something has to be looked at; returns for how long PID 1 did not run if it was woken much too late.
+    /// Waits until something has to be looked at; returns for how long the machine stood still meanwhile, if it did.
     fn wait(&self, signals: &Signals) -> io::Result<Option<Duration>> {
         let now = Uptime::now();
         let mut descriptors = vec![signals.as_fd()];
@@ -224,8 +222,7 @@ impl Init {
         let sources = self.sources.iter().filter_map(|source| source.deadline(now));
         let first = deadlines.into_iter().flatten().chain(sources).min();
         wait::readable(&descriptors, first.map(|deadline| deadline.since(now)))?;
-        let woken = Uptime::now();
-        Ok(first.filter(|deadline| woken.since(*deadline) >= LATE).map(|_| woken.since(now)))
+        Ok(first.and_then(|due| stood_still(now, due, Uptime::now())))
     }
 
     /// That this is called shows that the loop turns.

@@ -31,6 +31,8 @@ pub mod terminals;
 mod transcripts;
 pub mod volume;
 
+use std::time::Duration;
+
 use crate::slots::Target;
 use crate::time::Uptime;
 use budget::{Budget, Previous, Refusal};
@@ -42,6 +44,15 @@ use mounts::{LINKS, MOUNTS};
 use services::Service;
 use slots::{Slots, View};
 use sysctl::{HOSTNAME, SYSCTLS};
+
+/// A machine that runs wakes PID 1 sooner than that after its time.
+const LATE: Duration = Duration::from_secs(1);
+
+/// For how long the machine may have stood still when PID 1, which went to wait at `began` until `due` at the latest, is woken
+/// at `woken`; `None` when that was in time. What was overdue before it waited is PID 1's own delay.
+pub fn stood_still(began: Uptime, due: Uptime, woken: Uptime) -> Option<Duration> {
+    (woken.since(due.max(began)) >= LATE).then(|| woken.since(began))
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {

@@ -407,6 +407,15 @@ fn a_service_that_is_silent_is_aborted_killed_and_started_again() {
 }
 
 #[test]
+fn only_who_is_woken_late_stood_still() {
+    let at = |secs| Uptime::from_secs(secs);
+    assert_eq!(stood_still(at(10), at(13), at(11)), None, "something came");
+    assert_eq!(stood_still(at(10), at(13), at(13)), None, "in time");
+    assert_eq!(stood_still(at(10), at(13), at(14)), Some(Duration::from_secs(4)), "all of the wait counts");
+    assert_eq!(stood_still(at(10), at(5), at(10)), None, "overdue before");
+}
+
+#[test]
 fn nobody_is_killed_for_what_the_machine_stood_still() {
     plays_as_written("stood_still.txt");
 }
