@@ -1,6 +1,6 @@
 //! GRUB's environment block: the text that `load_env` reads and `save_env` writes.
 //!
-//! Source: GRUB manual, "The GRUB environment block"; what the manual leaves open was tried with GRUB 2.06.
+//! Source: GRUB manual, "The GRUB environment block"; what the manual leaves open was tried with GRUB 2.06 and 2.12.
 
 use std::collections::BTreeMap;
 

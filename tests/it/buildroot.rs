@@ -163,10 +163,22 @@ struct Tree {
     release: String,
 }
 
+/// The octets of a module of this machine's kernel `release`, which Debian 13 compresses.
+fn module(release: &str, name: &str) -> Option<Vec<u8>> {
+    let plain = Path::new("/lib/modules").join(release).join("kernel").join(name);
+    let packed = plain.with_extension("ko.xz");
+    if !packed.is_file() {
+        return fs::read(plain).ok();
+    }
+    let unpacked = Command::new("xz").args(["--decompress", "--stdout"]).arg(packed).output().ok()?;
+    unpacked.status.success().then_some(unpacked.stdout)
+}
+
 impl Tree {
     fn new() -> Option<Self> {
         let tools = [
             ("modprobe", "kmod"),
+            ("xz", "xz-utils"),
             ("genimage", "genimage"),
             ("mcopy", "mtools"),
             ("mkfs.vfat", "dosfstools"),
@@ -181,7 +193,7 @@ impl Tree {
         let modules = fs::read_dir("/lib/modules").into_iter().flatten().flatten().map(|entry| entry.file_name());
         let release = modules
             .filter_map(|name| name.into_string().ok())
-            .find(|release| Path::new("/lib/modules").join(release).join("kernel/drivers/net/dummy.ko").is_file());
+            .find(|release| module(release, "drivers/net/dummy.ko").is_some());
         if release.is_none()
             || !Path::new("/usr/lib/grub/x86_64-efi").is_dir()
             || !Path::new("/usr/lib/grub/i386-pc").is_dir()
@@ -238,9 +250,9 @@ impl Tree {
             "drivers/dca/dca.ko",
             "drivers/net/dummy.ko",
         ] {
-            let name = format!("lib/modules/{}/kernel/{module}", self.release);
-            self.file(&format!("target/usr/{name}"), 0o644);
-            fs::copy(Path::new("/").join(&name), self.path(&format!("target/usr/{name}"))).unwrap();
+            let name = format!("target/usr/lib/modules/{}/kernel/{module}", self.release);
+            self.file(&name, 0o644);
+            fs::write(self.path(&name), self::module(&self.release, module).unwrap()).unwrap();
         }
         for text in
             ["linux-6.12.91/COPYING", "e2fsprogs-1.47.3/NOTICE", "pilotlight-0.1.0/LICENSE", "pilotlight-0.1.0/NOTICE"]

@@ -64,8 +64,15 @@ impl Bench {
         std::io::Write::write_all(&mut sfdisk.stdin.take().expect("its input"), LAYOUT.as_bytes()).expect("the layout");
         assert!(sfdisk.wait().expect("sfdisk ends").success());
         fs::write(dir.path().join("device.map"), format!("(hd0) {}\n", disk.display())).expect("the device map");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("board/grub.cfg");
-        Self { dir, script }
+        // GRUB's emulator has commands of these names since 2.12, and takes them before functions.
+        let mut script = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("board/grub.cfg")).unwrap();
+        for (command, function) in [("if linux ", "if take_kernel "), ("if initrd ", "if take_initramfs ")] {
+            assert_eq!(script.matches(command).count(), 1);
+            script = script.replace(command, function);
+        }
+        let path = dir.path().join("board.cfg");
+        fs::write(&path, script).expect("the script");
+        Self { dir, script: path }
     }
 
     /// Boots a disk; returns what was loaded, if anything, and the try records afterwards.
@@ -81,9 +88,9 @@ impl Bench {
             (0..3u8).filter(|at| case.loads[usize::from(*at)]).map(|at| char::from(b'4' + at)).collect();
         let harness = format!(
             "set patience=0\n\
-             function linux {{\n  if regexp 'gpt[{loading}x]' \"$1\"; then\n    echo \"LOADS $1\"\n    \
+             function take_kernel {{\n  if regexp 'gpt[{loading}x]' \"$1\"; then\n    echo \"LOADS $1\"\n    \
              for word in $*; do echo \"WORD $word\"; done\n    true\n  else\n    false\n  fi\n}}\n\
-             function initrd {{ echo BOOTS; exit; }}\n\
+             function take_initramfs {{ echo BOOTS; exit; }}\n\
              set prefix=(hd0,gpt2)/grub\n\
              source (host){}\n",
             self.script.display()
