@@ -16,6 +16,7 @@ mod logging;
 mod notify;
 mod perform;
 mod plugs;
+mod ports;
 mod prepare;
 mod pstore;
 mod record;

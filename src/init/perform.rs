@@ -58,7 +58,7 @@ impl Init {
             Action::Hostname(name) => {
                 self.try_to("name the machine", nix::unistd::sethostname(name).map_err(io::Error::from));
             }
-            Action::LoopbackUp => self.try_to("set loopback up", network::loopback_up()),
+            Action::LoopbackUp => self.try_to("set loopback up", network::up("lo")),
             Action::MakeCgroups => {
                 for lack in cgroups::prepare() {
                     self.fault(&lack);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::devices::Devices;
 use super::log::{Level, Log};
 use super::records::Kept;
-use super::{disks, log, sticks, storage};
+use super::{disks, log, ports, sticks, storage};
 use crate::slots::Booted;
 use crate::supervise::disk::{CONFIG, DATA, NoDisk, Origin, STATE};
 use crate::sys::uevent::Uevents;
@@ -32,7 +32,7 @@ pub fn prepare() {
     let uevents =
         Uevents::listen().inspect_err(|error| log.line(Level::Error, &format!("no word of devices: {error}"))).ok();
     let mut devices = Devices::open(&log);
-    match wait_for_disk(&origin, devices.as_mut(), uevents.as_ref()) {
+    match wait_for_disk(&origin, devices.as_mut(), uevents.as_ref(), &log) {
         Ok(disk) => {
             let (configuration, lasting) = use_disk(&disk, &origin, booted.as_ref(), &log);
             sticks::take_in(Some(&disk), configuration, lasting, &log);
@@ -43,7 +43,7 @@ pub fn prepare() {
         }
     }
     if let Some(devices) = &mut devices {
-        devices.coldplug();
+        welcome(devices, &log);
         devices.ensure_watchdog();
     }
 }
@@ -52,10 +52,11 @@ fn wait_for_disk(
     origin: &Origin,
     mut devices: Option<&mut Devices<'_>>,
     uevents: Option<&Uevents>,
+    log: &Log,
 ) -> Result<PathBuf, NoDisk> {
     let end = Uptime::now() + DISK_LIMIT;
     loop {
-        let loaded = devices.as_mut().map_or(0, |devices| devices.coldplug());
+        let loaded = devices.as_mut().map_or(0, |devices| welcome(devices, log));
         let found = disks::find(origin);
         let (Err(NoDisk::NotFound | NoDisk::OnlyCopies(_)), Some(uevents)) = (&found, uevents) else { return found };
         let left = end.since(Uptime::now());
@@ -67,6 +68,13 @@ fn wait_for_disk(
             return found;
         }
     }
+}
+
+/// Gives the hardware that is there now its drivers, and its network ports a start; returns the number of modules.
+fn welcome(devices: &mut Devices<'_>, log: &Log) -> usize {
+    let loaded = devices.coldplug();
+    ports::switch_on(log);
+    loaded
 }
 
 /// Mounts /data; returns the partition for configurations, and whether what is written to /data lasts.

@@ -105,7 +105,7 @@ pub struct Plan {
 /// What to do about `links` for `network`, which has no faults.
 pub fn plan(network: &Network, links: &[Link]) -> Plan {
     let interfaces = network.effective();
-    let mut planner = Planner { links, plan: Plan::default(), wanted: BTreeSet::new() };
+    let mut planner = Planner { links, plan: Plan::default(), wanted: BTreeSet::new(), used: BTreeSet::new() };
     if let Some(loopback) = links.iter().find(|link| link.shape == Shape::Loopback && !link.up) {
         planner.plan.steps.push(LinkStep::Up(loopback.index));
     }
@@ -141,6 +141,7 @@ pub fn plan(network: &Network, links: &[Link]) -> Plan {
             planner.carry(entry, interface, base);
         }
     }
+    planner.rest();
     planner.sweep();
     planner.plan
 }
@@ -150,6 +151,8 @@ struct Planner<'a> {
     plan: Plan,
     /// Links of ours that the configuration wants.
     wanted: BTreeSet<u32>,
+    /// Ports that the configuration names, as members or by themselves.
+    used: BTreeSet<u32>,
 }
 
 impl<'a> Planner<'a> {
@@ -174,6 +177,7 @@ impl<'a> Planner<'a> {
                 self.plan.missing.push((entry, *mac));
                 continue;
             };
+            self.used.insert(port.index);
             if port.controller == Some(bond.index) {
                 continue;
             }
@@ -190,6 +194,7 @@ impl<'a> Planner<'a> {
 
     /// Lets `base`, or the VLAN on it, carry the addresses of `interface`.
     fn carry(&mut self, entry: usize, interface: &Interface, base: &'a Link) {
+        self.used.insert(base.index);
         if base.controller.is_some() && base.shape == Shape::Port {
             self.plan.steps.push(LinkStep::Leave(base.index));
         }
@@ -222,6 +227,13 @@ impl<'a> Planner<'a> {
         if let Some(mtu) = mtu.filter(|mtu| *mtu != link.mtu) {
             self.plan.steps.push(LinkStep::Mtu(link.index, mtu));
         }
+    }
+
+    /// Switches off the ports that nobody names: the box has nothing to say on their networks.
+    fn rest(&mut self) {
+        let idle = |link: &&Link| link.shape == Shape::Port && link.up && link.controller.is_none();
+        let idle = self.links.iter().filter(idle).filter(|link| !self.used.contains(&link.index));
+        self.plan.steps.extend(idle.map(|link| LinkStep::Down(link.index)));
     }
 
     /// Takes away what we made for an earlier configuration: VLANs first, since they stand on bonds.
@@ -399,6 +411,16 @@ mod tests {
         assert_eq!(links[2].controller, None);
         settle(&Network::default(), &mut links);
         assert!(links.iter().all(|link| !link.ours && link.controller.is_none() && link.up));
+    }
+
+    #[test]
+    fn a_port_that_nobody_names_is_off() {
+        let mut links = box_with(3);
+        settle(&Network::default(), &mut links);
+        settle(&network(json!([{"mac": "52:54:00:00:00:03"}])), &mut links);
+        assert_eq!(links[1..].iter().map(|link| link.up).collect::<Vec<_>>(), [false, true, false]);
+        settle(&Network::default(), &mut links);
+        assert!(links.iter().all(|link| link.up));
     }
 
     #[test]

@@ -313,7 +313,7 @@ pub const ROW: &[Field] = &[
     Field {
         path: "mac",
         kind: Kind::Port,
-        help: "The permanent MAC address of its port, or any for every port that no other interface names.",
+        help: "The permanent MAC address of its port, or any for every port that no other interface names. A port that none names is off.",
         default: "any",
         example: "52:54:00:12:34:56",
         ..BLANK

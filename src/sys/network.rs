@@ -1,4 +1,4 @@
-//! The loopback interface.
+//! Network interfaces, switched on.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,17 +13,22 @@ mod calls {
     nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
 }
 
-/// Sets `lo` up, which gives it its addresses.
+/// Switches interface `name` on; `lo` gets its addresses by that.
 ///
 /// # Errors
 ///
 /// The kernel's.
-pub fn loopback_up() -> io::Result<()> {
+pub fn up(name: &str) -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: the structure is numbers and octets, for which zeroes are a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = b'l' as c_char;
-    request.ifr_name[1] = b'o' as c_char;
+    // The last octet stays zero.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
     // SAFETY: the request lives during the call and names an interface.
     unsafe { calls::flags(socket.as_raw_fd(), &raw mut request) }?;
     // SAFETY: the call before has set this member of the union.
