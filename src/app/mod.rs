@@ -57,8 +57,7 @@ const _: () = assert!(LEASE.as_secs() < supervise::READY_LIMIT.as_secs());
 const LEASE_PACE: Duration = Duration::from_millis(250);
 /// How often the store is asked whether it still writes.
 const STORE_PACE: Duration = Duration::from_secs(1);
-/// How often memory that is not used is given back to the kernel. It costs some 0.2 ms; a heartbeat's code, some 5 MiB,
-/// would else stay until the next one.
+/// How often memory that is not used is given back to the kernel: code that ran once would else stay resident.
 const TIDY: Duration = Duration::from_secs(1);
 /// DHCP events that wait to be put on a timeline; more are dropped, a timeline is no log.
 const DHCP_EVENTS: usize = 256;

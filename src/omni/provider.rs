@@ -16,7 +16,6 @@ use crate::resource::{
     Kind, LABEL_INFRA_PROVIDER_ID, LABEL_IS_STATIC_INFRA_PROVIDER, NAMESPACE_INFRA_PROVIDER_EPHEMERAL, Resource,
 };
 use crate::secret::Secret;
-use crate::sys;
 use crate::time::UnixTime;
 
 /// Omni calls a provider connected for 31 s after a heartbeat.
@@ -123,8 +122,6 @@ pub async fn run_heartbeat(
     let mut watched = true;
     loop {
         let text = trouble.borrow_and_update().clone();
-        // A beat runs more code than anything else an idle provider does; what ran before it need not be resident too.
-        sys::memory::release();
         let beaten = tokio::select! {
             // Losing a heartbeat in flight is harmless: the next one replaces it.
             () = cancel.cancelled() => return,

@@ -2,11 +2,23 @@
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Gives back what the allocator keeps of freed memory, and the pages of code that are not running: see
-/// `release_code`, whose answer it returns.
+/// The kernel maps what lies around a page of code that runs, up to 64 KiB, but nothing beyond the end of its mapping. Code is
+/// one mapping of many MiB; of mappings this long an idle provider needs a third.
+const STRIPE: usize = 16 << 10;
+/// Most second stripes of a range, far below the 65530 mappings that a process may have: a debug build has 100 MiB of code.
+const MOST_STRIPES: usize = 4096;
+
+/// The program's code and its libraries', as it was when it was looked for first.
+static CODE: OnceLock<Vec<(usize, usize)>> = OnceLock::new();
+
+/// Gives back what the allocator keeps of freed memory, and the pages of code that are not running; returns how many octets
+/// of code there are, zero when they could not be found.
+///
+/// Code that is needed again comes back from the page cache without a read.
 pub fn release() -> usize {
     #[cfg(target_env = "gnu")]
     // SAFETY: `malloc_trim` may be called at any time from any thread (malloc_trim(3), attribute MT-Safe).
@@ -16,16 +28,30 @@ pub fn release() -> usize {
     release_code()
 }
 
-/// Unmaps the pages of the program's code and its libraries'; returns how many octets it covers, zero when they could not
-/// be found.
-///
-/// The kernel maps 64 KiB around each page of code that runs, so that starting up leaves most of the program resident.
-/// What is needed again comes back from the page cache without a read; an idle provider needs a few of its 16 MiB.
 fn release_code() -> usize {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return 0 };
-    let Ok(program) = std::env::current_exe() else { return 0 };
+    let code = CODE.get_or_init(|| {
+        let code = find_code().unwrap_or_default();
+        code.iter().for_each(|range| split(*range));
+        code
+    });
+    code.iter().filter(|range| advise(**range, MmapAdvise::MADV_DONTNEED)).map(|(start, end)| end - start).sum()
+}
+
+fn find_code() -> Option<Vec<(usize, usize)>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let program = std::env::current_exe().ok()?;
     let program = program.to_string_lossy();
-    maps.lines().filter_map(|line| code_range(line, &program)).map(unmap).sum()
+    Some(maps.lines().filter_map(|line| code_range(line, &program)).collect())
+}
+
+/// Has the kernel take the range for many mappings: it tells them apart by their advice, and every second one gets one that
+/// means nothing for code, which is in no core dump anyway.
+fn split((start, end): (usize, usize)) {
+    for stripe in (start..end).step_by(STRIPE).skip(1).step_by(2).take(MOST_STRIPES) {
+        if !advise((stripe, (stripe + STRIPE).min(end)), MmapAdvise::MADV_DONTDUMP) {
+            return;
+        }
+    }
 }
 
 /// The range of a line of `/proc/<pid>/maps` that is code of a file, or the first segment of the file `program`: constants,
@@ -44,15 +70,12 @@ fn code_range(line: &str, program: &str) -> Option<(usize, usize)> {
     Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
 }
 
-fn unmap((start, end): (usize, usize)) -> usize {
-    let length = end.saturating_sub(start);
-    let Some(address) = NonNull::new(std::ptr::with_exposed_provenance_mut::<c_void>(start)) else { return 0 };
+/// Whether the kernel took it.
+fn advise((start, end): (usize, usize), advice: MmapAdvise) -> bool {
+    let Some(address) = NonNull::new(std::ptr::with_exposed_provenance_mut::<c_void>(start)) else { return false };
     // SAFETY: the range is a private mapping of a file, code or the program's first segment, position-independent and never
     // writable, so that no page of it differs from the file. A page that is touched again is mapped from the file again.
-    match unsafe { madvise(address, length, MmapAdvise::MADV_DONTNEED) } {
-        Ok(()) => length,
-        Err(_) => 0,
-    }
+    unsafe { madvise(address, end.saturating_sub(start), advice) }.is_ok()
 }
 
 #[cfg(test)]
@@ -74,8 +97,11 @@ mod tests {
     }
 
     #[test]
-    fn the_program_runs_on_afterwards() {
+    fn the_program_runs_on_afterwards_in_short_mappings() {
         assert!(release_code() > 0);
+        let code = find_code().unwrap();
+        let short = code.iter().filter(|(start, end)| end - start <= STRIPE).count();
+        assert!(short * 10 > code.len() * 9, "{short} of {}", code.len());
         assert_eq!("still here".chars().rev().collect::<String>(), "ereh llits");
     }
 }
