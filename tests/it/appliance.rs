@@ -44,6 +44,16 @@ fn uefi_reaches_the_page() {
 }
 
 #[test]
+fn network_ports_are_on_before_the_disk_is_looked_for() {
+    let Some(rack) = Rack::new() else { return };
+    rack.talk();
+    let mut machine = rack.power_on(&Setup { firmware: Firmware::Bios, bus: Bus::Virtio, memory: 256 });
+    machine.says("pilotlight-init: this box's disk is");
+    // The kernel's word for a port that goes on and filters VLANs itself.
+    machine.expect_log("adding VLAN 0 to HW filter on device eth0");
+}
+
+#[test]
 fn every_firmware_reaches_the_page_from_every_bus() {
     if !soak() {
         return;
