@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 use pilotlight::wire::gpt::{Header, Table};
 use tempfile::TempDir;
 
+use crate::e2e::initramfs;
 use crate::peers;
 
 const BOARDS: [&str; 2] = ["x86_64", "aarch64"];
@@ -163,15 +164,11 @@ struct Tree {
     release: String,
 }
 
-/// The octets of a module of this machine's kernel `release`, which Debian 13 compresses.
-fn module(release: &str, name: &str) -> Option<Vec<u8>> {
+/// The file of a module of this machine's kernel `release`.
+fn module(release: &str, name: &str) -> Option<PathBuf> {
     let plain = Path::new("/lib/modules").join(release).join("kernel").join(name);
     let packed = plain.with_extension("ko.xz");
-    if !packed.is_file() {
-        return fs::read(plain).ok();
-    }
-    let unpacked = Command::new("xz").args(["--decompress", "--stdout"]).arg(packed).output().ok()?;
-    unpacked.status.success().then_some(unpacked.stdout)
+    [plain, packed].into_iter().find(|file| file.is_file())
 }
 
 impl Tree {
@@ -252,7 +249,8 @@ impl Tree {
         ] {
             let name = format!("target/usr/lib/modules/{}/kernel/{module}", self.release);
             self.file(&name, 0o644);
-            fs::write(self.path(&name), self::module(&self.release, module).unwrap()).unwrap();
+            let module = self::module(&self.release, module).expect("the kernel has it");
+            fs::write(self.path(&name), initramfs::unpacked(&module).unwrap()).unwrap();
         }
         for text in
             ["linux-6.12.91/COPYING", "e2fsprogs-1.47.3/NOTICE", "pilotlight-0.1.0/LICENSE", "pilotlight-0.1.0/NOTICE"]

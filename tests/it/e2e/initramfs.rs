@@ -82,6 +82,16 @@ pub fn build(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A kernel module's octets. Newer distributions compress them, which neither busybox nor Buildroot's hooks need understand.
+pub fn unpacked(module: &Path) -> anyhow::Result<Vec<u8>> {
+    if module.extension().is_none_or(|extension| extension != "xz") {
+        return Ok(fs::read(module)?);
+    }
+    let output = Command::new("xz").args(["--decompress", "--stdout"]).arg(module).output()?;
+    ensure!(output.status.success(), "{} does not unpack", module.display());
+    Ok(output.stdout)
+}
+
 /// The root of an initramfs, in a directory; it starts with [`FIRST`] and has busybox.
 pub struct Root(PathBuf);
 
@@ -96,14 +106,8 @@ impl Root {
         let mut order = String::new();
         for module in modules(version(kernel).context("the kernel has no version")?, names)? {
             let name = module.file_name().context("a module is a file")?.to_string_lossy();
-            // Newer distributions compress their modules, which busybox need not understand.
             let plain = name.trim_end_matches(".xz");
-            let copy = root.join("modules").join(&*name);
-            fs::copy(&module, &copy)?;
-            if plain != name {
-                let unpacked = Command::new("xz").arg("-d").arg(&copy).status()?;
-                ensure!(unpacked.success(), "{name} does not unpack");
-            }
+            fs::write(root.join("modules").join(plain), unpacked(&module)?)?;
             order.push_str(&format!("{plain}\n"));
         }
         fs::write(root.join("modules/order"), order)?;
