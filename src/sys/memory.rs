@@ -10,9 +10,9 @@ use nix::sys::mman::{MmapAdvise, madvise};
 use super::mount;
 
 /// The kernel maps what lies around a page of code that runs, up to 64 KiB, but nothing beyond the end of its mapping. Code is
-/// one mapping of many MiB; split into mappings this long, an idle provider has a third as much of it resident.
+/// one mapping of many MiB; split into mappings this long, less is resident of it that nobody asked for.
 const STRIPE: usize = 16 << 10;
-/// Most second stripes of a range, far below the 65530 mappings that a process may have: a debug build has 100 MiB of code.
+/// Most second stripes of a range, far below the 65530 mappings that a process may have: a debug build has 40 MiB of code.
 const MOST_STRIPES: usize = 4096;
 
 /// The program's code and its libraries', as it was when it was looked for first.
